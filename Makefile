@@ -1,0 +1,44 @@
+# Two commands set everything up: `make demo` and `make test`. Both build .venv on first use.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo demo-full test check bench clean system
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/install_system_libraries.sh
+	@sh scripts/install_system_libraries.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	@# The reference dVAE for the parity tests: its metadata asks for torchvision, its code does not use it.
+	$(BIN)/python -m pip install --quiet --no-deps 'DALL-E==0.1' requests
+	$(BIN)/toto_robot doctor || true
+	@touch $(STAMP)
+
+demo: setup            ## the whole chain, small: video -> tokens -> backbone -> policy -> report (resumable)
+	$(BIN)/toto_robot demo
+
+demo-full: setup       ## the same table at 20, 50 and 200 demonstrations over 3 policy seeds (an hour or two, resumable)
+	$(BIN)/toto_robot demo experiment=demo_full
+
+test: setup            ## architecture contracts, lint, types, then the tests
+	$(BIN)/lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+check: setup           ## the fast half of `make test`: no tests that train or render
+	$(BIN)/lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup           ## every benchmark, ours and the peer in one run
+	$(BIN)/python benchmarks/env_speed.py
+	$(BIN)/python benchmarks/pretrain_speed.py
+	$(BIN)/python benchmarks/stream_latency.py
+
+clean:
+	rm -rf $(VENV) outputs
