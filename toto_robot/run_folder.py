@@ -107,8 +107,8 @@ def machine() -> dict[str, Any]:
 class MetricLog:
     """Scalars of one run, to `metrics.jsonl` and TensorBoard.
 
-    A resumed run calls it with the step it continues from: lines past that step are dropped, so the file reads as if the
-    run had never been killed.
+    A resumed run calls it with the step it continues from: lines past that step are dropped, so the file reads as
+    if the run had never been killed.
     """
 
     def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
@@ -116,7 +116,11 @@ class MetricLog:
 
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / "metrics.jsonl"
-        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step] if self.path.exists() else []
+        kept = (
+            [line for line in self.path.read_text().splitlines() if _step(line) <= resume_step]
+            if self.path.exists()
+            else []
+        )
         write_text(self.path, "".join(line + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed in __exit__)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
@@ -130,7 +134,9 @@ class MetricLog:
     def __enter__(self) -> MetricLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self._board.close()
 

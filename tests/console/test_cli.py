@@ -1,0 +1,105 @@
+"""Does the console compose, refuse and exit as documented?"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toto_robot import cli
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "toto_robot", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_loads_composes_and_explains_every_key(name, capsys):
+    assert exit_code(name, "--help") == 0
+    shown = capsys.readouterr().out
+    _, schema = cli._load(name)
+    comments = cli._comments(schema)
+    for key, _ in cli._flatten(cli._defaults(name)):
+        assert f"  {key}=" in shown
+        assert comments.get(key), f"{name}: key {key} has no comment in its dataclass"
+
+
+def test_examples_in_the_table_compose():
+    for name, command in cli.COMMANDS.items():
+        _, schema = cli._load(name)
+        for example in command.examples:
+            words = [word for word in example.split()[1:] if not word.startswith(("-", "run="))]
+            if "--multirun" not in example:
+                cli._compose(name, schema, words)
+            cli._check_overrides(name, schema, words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["pretrian"], 2, "did you mean 'pretrain'"),
+        (["pretrain", "stepps=3"], 2, "did you mean 'steps'"),
+        (["pretrain", "steps=many"], 2, "could not be converted to Integer"),
+        (["pretrain", "steps"], 2, "expected key=value"),
+        (["pretrain", "--multirum"], 2, "did you mean '--multirun'"),
+        (["train-policy", "encoder=tottoo"], 2, "random_toto"),
+        (["train-policy", "bc.stepz=1"], 2, "did you mean 'bc.steps'"),
+        (["evaluate", "policy=nowhere"], 1, "nowhere"),
+    ],
+)
+def test_bad_input_gets_one_line_and_its_exit_code(arguments, code, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(*arguments) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert "Traceback" not in error
+
+
+def test_same_run_folder_refuses_other_settings(tmp_path, capsys):
+    folder = f"run={tmp_path / 'run'}"
+    _, schema = cli._load("collect")
+    cli._open_run("collect", schema, ["episodes=3"], tmp_path / "run")
+    assert exit_code("collect", "episodes=3", "image_size=32", folder) == 1
+    error = capsys.readouterr().err
+    assert "image_size" in error and "run=<folder>" in error
+
+
+def test_the_same_command_line_has_the_same_run_folder():
+    first = cli.default_run_dir("pretrain", ["steps=3", "model=tiny"])
+    assert first == cli.default_run_dir("pretrain", ["model=tiny", "steps=3"])
+    assert first != cli.default_run_dir("pretrain", ["model=tiny", "steps=4"])
+
+
+def test_doctor_runs_and_a_sweep_makes_one_folder_a_job(tmp_path):
+    done = run("doctor", "--multirun", "minimum_free_gib=0.1,0.2", "run=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for job, value in (("0", 0.1), ("1", 0.2)):
+        assert f"minimum_free_gib: {value}" in (tmp_path / "sweep" / job / "config.yaml").read_text()
+        findings = json.loads((tmp_path / "sweep" / job / "doctor.json").read_text())
+        assert {finding["name"] for finding in findings} >= {"torch", "mujoco", "rendering", "disk"}
+
+
+def test_no_gl_library_is_named_with_its_package(tmp_path, monkeypatch):
+    from toto_robot import doctor
+
+    monkeypatch.setattr(doctor, "_RENDER_PROBE", "raise OSError('cannot load libEGL.so.1')")
+    findings = doctor._rendering(30.0)
+    assert not findings[-1].ok
+    assert "libegl1" in findings[-1].mend
+
+
+def test_interruption_exits_130(monkeypatch, capsys):
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_dispatch", interrupted)
+    assert exit_code("doctor") == 130
+    assert "continues" in capsys.readouterr().err
