@@ -187,7 +187,7 @@ def _load(name: str) -> tuple[Callable[[Any, Path], int], type]:
     """Import a command; return its function and the dataclass of its configuration, registered with Hydra."""
     module_name, function_name = COMMANDS[name].target.split(":")
     function = getattr(importlib.import_module(module_name), function_name)
-    schema = typing.get_type_hints(function)["config"]
+    schema: type = typing.get_type_hints(function)["config"]
     assert dataclasses.is_dataclass(schema), f"{COMMANDS[name].target} takes no dataclass"
     ConfigStore.instance().store(name=f"{name}_schema", node=_mutable(schema))
     return function, schema

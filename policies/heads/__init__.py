@@ -1,1 +1,1 @@
-
+"""Policy heads: from features and proprioception to actions."""

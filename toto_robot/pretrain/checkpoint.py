@@ -1,10 +1,9 @@
 """How is the state of a training written, so that a kill at any moment and a restart give the bits of one long run?
 
-    checkpoints/000500/pretrained_model/    what the objective writes: config.json, model.safetensors, ...
-    checkpoints/000500/training_state/      trained.safetensors (parameters and buffers), optimizer.safetensors,
-                                            rng.safetensors, state.json
+    checkpoints/000500/pretrained_model/    config.json, model.safetensors (parameters and buffers)
+    checkpoints/000500/training_state/      optimizer.safetensors, rng.safetensors, state.json
     checkpoints/last -> 000500
-Everything is safetensors or JSON; nothing is pickled. A checkpoint directory appears under its name only when it is whole.
+Everything is safetensors or JSON; nothing is pickled. A directory takes the name of its step only when it is whole.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from toto_robot.run_folder import read_json, write_json
+from toto_robot.weights import read_weights
 
 LAST = "last"
 FORMAT_VERSION = 1
@@ -49,8 +49,8 @@ def save(
 ) -> Path:
     """Write the checkpoint after `step` steps, point `last` at it, and drop all but the `keep` newest.
 
-    `write_model(directory)` writes what a user loads. OSError names the way out when the disk is full; in that case the
-    checkpoints before stay as they were.
+    `write_model(directory)` writes `model.safetensors` with the model's whole state, and the config beside it. OSError
+    names the way out when the disk is full; the checkpoints before stay as they were.
     """
     checkpoints = run_dir / "checkpoints"
     final = checkpoints / f"{step:06d}"
@@ -58,9 +58,8 @@ def save(
         write_model(partial / "pretrained_model")
         training = partial / "training_state"
         training.mkdir()
-        write_tensors(training / "trained.safetensors", model.state_dict())
-        write_tensors(training / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
-        write_tensors(training / "rng.safetensors", _rng_tensors())
+        safetensors.torch.save_file(_optimizer_tensors(model, optimizer), training / "optimizer.safetensors")
+        safetensors.torch.save_file(_rng_tensors(), training / "rng.safetensors")
         write_json(training / "state.json", {"format": FORMAT_VERSION, "step": step, "notes": dict(notes)})
     _point_last(checkpoints, final.name)
     for old in sorted(path for path in checkpoints.iterdir() if path.name.isdigit())[:-keep]:
@@ -71,7 +70,16 @@ def save(
 def last(run_dir: Path) -> Path | None:
     """Return the newest whole checkpoint of a run, or None."""
     pointer = run_dir / "checkpoints" / LAST
+    if pointer.is_symlink() and not pointer.exists():
+        gone = os.readlink(pointer)
+        raise ValueError(f"{pointer} points at {gone}, which is gone; point it at another step or delete it")
     return pointer.resolve() if pointer.exists() else None
+
+
+def publish(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write(directory)` fill the directory `final`, which appears (or is replaced) whole."""
+    with _whole_directory(final) as partial:
+        write(partial)
 
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Restored:
@@ -82,69 +90,39 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     training = checkpoint / "training_state"
     state = read_json(training / "state.json")
     if state.get("format") != FORMAT_VERSION:
-        raise ValueError(f"{checkpoint} has format {state.get('format')}, this version reads {FORMAT_VERSION}; start a new run")
-    load_tensors(training / "trained.safetensors", model)
+        raise ValueError(
+            f"{checkpoint} has format {state.get('format')}, this version reads {FORMAT_VERSION}; start a new run"
+        )
+    read_weights(checkpoint / "pretrained_model", model)
     _load_optimizer(safetensors.torch.load_file(training / "optimizer.safetensors"), model, optimizer)
     _load_rng(safetensors.torch.load_file(training / "rng.safetensors"))
     return Restored(step=int(state["step"]), notes=state["notes"])
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as one safetensors file and flush it to the disk; OSError when that fails."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        safetensors.torch.save_file(contiguous, path)
-    except safetensors.SafetensorError as error:  # the library hides the errno in its message
-        code = errno.ENOSPC if "os error 28" in str(error) else errno.EIO
-        raise OSError(code, str(error), str(path)) from error
-    with open(path, "rb") as written:
-        os.fsync(written.fileno())
-
-
-def load_tensors(path: Path, model: nn.Module) -> None:
-    """Load a safetensors file into a module of the same names and shapes; ValueError names the first that differs."""
-    stored = safetensors.torch.load_file(path)
-    expected = model.state_dict()
-    for name, tensor in expected.items():
-        if name not in stored:
-            raise ValueError(f"{path} has no tensor {name!r}, which the configured model needs; {_WAY_OUT}")
-        if stored[name].shape != tensor.shape:
-            raise ValueError(
-                f"{path} holds {name!r} of shape {tuple(stored[name].shape)}, the configured model has "
-                f"{tuple(tensor.shape)}; {_WAY_OUT}"
-            )
-    surplus = sorted(stored.keys() - expected.keys())
-    if surplus:
-        raise ValueError(f"{path} holds tensor {surplus[0]!r}, which the configured model has not; {_WAY_OUT}")
-    model.load_state_dict(stored)
-
-
-_WAY_OUT = "continue it with the model it was made with, or start a new run with run=<another folder>"
-
-
 @contextlib.contextmanager
 def _whole_directory(final: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the name `final` when the block ends without an error, and vanishes otherwise."""
+    """Yield an empty directory that takes the name `final` when the block ends, and vanishes if it ends by an error."""
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)  # left by a kill
     partial.mkdir()
     try:
         yield partial
-        for directory, _, _ in os.walk(partial):
-            _sync_directory(Path(directory))
-        if final.exists():  # a run continued from an older step comes by here again
+        for directory, _, files in os.walk(partial):
+            for path in [Path(directory), *(Path(directory) / name for name in files)]:
+                _sync(path)
+        if final.exists():  # a run killed before `last` moved comes by here again
             shutil.rmtree(final)
         os.replace(partial, final)
-        _sync_directory(final.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _sync(final.parent)
+    except (OSError, safetensors.SafetensorError) as error:  # safetensors hides the errno in its message
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
             raise OSError(
-                error.errno,
-                f"no space left for checkpoint {final}; the checkpoints before it are whole: free some disk and run the same "
+                errno.ENOSPC,
+                f"no space left to write {final}; what was there before is whole: free some disk and run the same "
                 "command again",
             ) from error
-        raise
+        raise OSError(errno.EIO, f"cannot write {final}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -154,11 +132,11 @@ def _point_last(checkpoints: Path, name: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
     os.replace(temporary, checkpoints / LAST)
-    _sync_directory(checkpoints)
+    _sync(checkpoints)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -172,7 +150,7 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Name each moment after its parameter, so that the file does not depend on the order of parameter groups."""
     return {
-        f"{name}/{key}": torch.as_tensor(value)
+        f"{name}/{key}": torch.as_tensor(value).contiguous()
         for name, parameter in _trainable(model).items()
         for key, value in optimizer.state[parameter].items()
     }
@@ -184,7 +162,7 @@ def _load_optimizer(stored: Mapping[str, Tensor], model: nn.Module, optimizer: t
     for full_name, tensor in stored.items():
         name, key = full_name.rsplit("/", 1)
         if name not in parameters:
-            raise ValueError(f"the checkpoint has optimizer state of {name!r}, which the model does not train; {_WAY_OUT}")
+            raise ValueError(f"the checkpoint has optimizer state of {name}, which the configured model does not train")
         parameter = parameters[name]
         optimizer.state[parameter][key] = tensor.to(parameter.device)
 

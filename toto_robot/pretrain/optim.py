@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import nn
+
+from toto_robot.encoders.base import resolve_precision
 
 ADAM_BETAS = (0.9, 0.95)  # Toto (facts 1.4), LLaMA and MAE agree
 ADAM_EPS = 1e-8
@@ -36,7 +37,8 @@ def adamw(named_parameters: Iterable[tuple[str, nn.Parameter]], *, lr: float, we
         {"params": [p for p in trainable if decays(p)], "weight_decay": weight_decay},
         {"params": [p for p in trainable if not decays(p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -59,21 +61,5 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Return the autocast dtype of "auto", "bf16" or "fp32" on `device`; weights and optimizer stay fp32.
-
-    "auto" is bf16 where the processor multiplies it natively (CUDA from Ampere on, CPUs with avx512_bf16 or AMX: 1.7-2.4x
-    measured, facts/pretrain.md 2) and fp32 elsewhere, where bf16 is emulated and slower.
-    """
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"expected precision auto, bf16 or fp32, got {precision!r}")
-    if precision == "auto":
-        precision = "bf16" if _has_native_bf16(device) else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def _has_native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    cpuinfo = Path("/proc/cpuinfo")  # torch's own check is private and has moved between releases
-    flags = cpuinfo.read_text().lower() if cpuinfo.exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    """Return the autocast dtype of "auto", "bf16" or "fp32" on `device`; weights and optimizer stay fp32."""
+    return torch.bfloat16 if resolve_precision(precision, device) == "bf16" else torch.float32

@@ -1,0 +1,131 @@
+"""What does a task declare about itself: rates, limits, action and proprioception layouts, with units?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+ARM_JOINTS = 7
+
+# Franka Emika Panda datasheet and URDF (franka_description): positions rad, velocities rad/s, torques N m.
+JOINT_LOW_RAD = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
+JOINT_HIGH_RAD = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
+JOINT_SPEED_RAD_S = np.array([2.1750, 2.1750, 2.1750, 2.1750, 2.6100, 2.6100, 2.6100])
+JOINT_TORQUE_NM = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])
+FINGER_OPEN_M = 0.04  # one finger's travel; the opening between the pads is twice this
+FINGER_SPEED_M_S = 0.05  # Franka Hand manual: 50 mm/s a finger
+
+OBS_MODES = ("state", "proprio", "pixels", "all")
+ACTION_MODES = ("ee_delta", "joint_delta")
+RENDER_QUALITIES = ("lean", "full")
+CAMERAS = ("front", "wrist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Rates, gains and action scales of one way to run the task."""
+
+    name: str
+    control_rate_hz: int
+    substeps: int  # physics steps in one control step
+    horizon_steps: int
+    servo_kp_nm_rad: float
+    servo_kd_nms_rad: float
+    joint_scale_rad: float  # joint target change at action 1, a control step
+    finger_scale_m: float  # finger target change at gripper action 1 in joint_delta, a control step
+    translation_scale_m: float  # hand target change at action 1, a control step
+    rotation_scale_rad: float
+    speed_limits: bool  # hold the real arm's joint and finger speeds
+
+    @property
+    def timestep_s(self) -> float:
+        """Return the physics step."""
+        return 1.0 / (self.control_rate_hz * self.substeps)
+
+
+# `pixmc` follows MVP's PixMC (60 Hz, 500 steps, 1/60 * 7.5 rad a step, fingers a tenth, kp 400, kd 80). `real` is what a
+# real Panda can do at 20 Hz in the same 8.33 s; its servo is stiffer, so the arm lags a command by 0.075 s, not 0.2 s.
+PRESETS = {
+    "real": Preset(
+        name="real",
+        control_rate_hz=20,
+        substeps=10,
+        horizon_steps=166,
+        servo_kp_nm_rad=800.0,
+        servo_kd_nms_rad=60.0,
+        joint_scale_rad=0.1,
+        finger_scale_m=0.0025,
+        translation_scale_m=0.02,
+        rotation_scale_rad=0.1,
+        speed_limits=True,
+    ),
+    "pixmc": Preset(
+        name="pixmc",
+        control_rate_hz=60,
+        substeps=4,
+        horizon_steps=500,
+        servo_kp_nm_rad=400.0,
+        servo_kd_nms_rad=80.0,
+        joint_scale_rad=0.125,
+        finger_scale_m=0.0125,
+        translation_scale_m=0.0067,
+        rotation_scale_rad=0.033,
+        speed_limits=False,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What a policy must agree with to act in this task; goes into data sets and policy bundles."""
+
+    env_id: str
+    preset: str
+    robot: str
+    control_rate_hz: int
+    horizon_steps: int
+    action_mode: str
+    action_names: tuple[str, ...]
+    action_units: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    action_scale: tuple[float, ...]
+    proprio_names: tuple[str, ...]
+    proprio_units: tuple[str, ...]
+    cameras: tuple[str, ...]
+    image_size: int
+    scene_hash: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain lists, strings and numbers, ready for JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+_AXES = ("x", "y", "z")
+
+
+def action_layout(mode: str, preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...]]:
+    """Return names, units at the scale, and what action 1 means in that unit, for `ee_delta` or `joint_delta`."""
+    if mode == "ee_delta":
+        names = (*(f"d{a}" for a in _AXES), *(f"dr{a}" for a in _AXES), "gripper")
+        units = ("m",) * 3 + ("rad",) * 3 + ("open -1 .. closed +1",)
+        scale = (preset.translation_scale_m,) * 3 + (preset.rotation_scale_rad,) * 3 + (1.0,)
+        return names, units, scale
+    assert mode == "joint_delta", mode
+    names = (*(f"dq{i + 1}" for i in range(ARM_JOINTS)), "dfinger")
+    return names, ("rad",) * ARM_JOINTS + ("m",), (preset.joint_scale_rad,) * ARM_JOINTS + (preset.finger_scale_m,)
+
+
+def proprio_layout() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return names and units of the 27 proprioception entries: PixMC's 18, then the hand pose in the base frame."""
+    joints = [f"q{i + 1}" for i in range(ARM_JOINTS)] + ["finger_left", "finger_right"]
+    names = [
+        *(f"{joint}_scaled" for joint in joints),
+        *(f"{joint}_speed" for joint in joints),
+        *(f"hand_{a}" for a in _AXES),
+        *(f"hand_axis_{c}_{a}" for c in ("x", "y") for a in _AXES),
+    ]
+    units = ["of range, -1..1"] * 9 + ["0.1 rad/s"] * 7 + ["0.1 m/s"] * 2 + ["m"] * 3 + ["1"] * 6
+    return tuple(names), tuple(units)

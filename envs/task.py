@@ -1,0 +1,308 @@
+"""What does every robot task share: the gymnasium interface around a scene, a controller and a camera renderer?"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import gymnasium
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from envs import specs
+from envs.control import ArmController
+from envs.meshes import Floats
+from envs.render import CameraRenderer
+from envs.scene import Scene, load_scene
+
+SUCCESS_STEPS = 10  # PixMC: the goal held for this many consecutive steps
+ARM_CONTACT_LIMIT_N = 1.0
+_ARM, _ROBOT = specs.ARM_JOINTS, specs.ARM_JOINTS + 2  # the fingers follow the arm in qpos, qvel and ctrl
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+_EPISODE = 5  # numbers of ours behind MuJoCo's in a simulator state: finger command, step, streak, latched, at end
+
+
+class Task(Protocol):
+    """What a task adds to the robot. It holds no state of an episode."""
+
+    env_id: str
+    state_entries: int
+
+    def place(self, scene: Scene, data: Any, random: np.random.Generator) -> None:
+        """Write the start positions of robot and objects into `data`."""
+
+    def state(self, scene: Scene, data: Any) -> Floats:
+        """Return PixMC's task entries of the oracle state."""
+
+    def reward_terms(self, scene: Scene, data: Any, action: Floats) -> dict[str, float]:
+        """Return the reward's terms; the reward is their sum."""
+
+    def at_goal(self, scene: Scene, data: Any) -> bool:
+        """Say whether the goal is met now."""
+
+    def failed(self, scene: Scene, data: Any) -> bool:
+        """Say whether the object is lost."""
+
+    def expert(self, env: RobotEnv, seed: int, noise: float) -> Any:
+        """Return a scripted expert for `env`."""
+
+
+class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
+    """A Panda at a table doing `task`.
+
+    Args:
+        task: what to do (envs/pick.py).
+        obs_mode: `state` {state, proprio}, `proprio` {proprio}, `pixels` {pixels, proprio}, or `all` three.
+        cameras: which of `front`, `wrist` are in `pixels`, each uint8 (h, w, 3).
+        image_size: side of the square images, pixels.
+        action_mode: `ee_delta` (7,) or `joint_delta` (8,), see envs/control.py.
+        preset: `real` (20 Hz, 166 steps) or `pixmc` (60 Hz, 500 steps).
+        render_quality: `lean` for learning, `full` for people.
+        render_mode: None or `rgb_array` (the front camera, at least 480 px).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        obs_mode: str = "state",
+        cameras: tuple[str, ...] = ("front", "wrist"),
+        image_size: int = 64,
+        action_mode: str = "ee_delta",
+        preset: str = "real",
+        render_quality: str = "lean",
+        render_mode: str | None = None,
+    ) -> None:
+        _check_choice("obs_mode", obs_mode, specs.OBS_MODES)
+        _check_choice("action_mode", action_mode, specs.ACTION_MODES)
+        _check_choice("preset", preset, tuple(specs.PRESETS))
+        _check_choice("render_quality", render_quality, specs.RENDER_QUALITIES)
+        cameras = _check_cameras(cameras)
+        if not isinstance(image_size, int) or not 8 <= image_size <= 1024:
+            raise ValueError(f"image_size must be an integer number of pixels in 8..1024, got {image_size!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": specs.PRESETS[preset].control_rate_hz}
+        self.render_mode = render_mode
+        self.task, self.preset, self.obs_mode = task, specs.PRESETS[preset], obs_mode
+        self.scene = load_scene(preset, render_quality)
+        self.data = mujoco.MjData(self.scene.model)
+        self.controller = ArmController(self.scene, self.preset, action_mode)
+        self._quality, self._image_size = render_quality, image_size
+        self._cameras = cameras if obs_mode in ("pixels", "all") else ()
+        self._renderer: CameraRenderer | None = None
+        self._wrench = np.zeros(6)
+        self._force = np.zeros((self.scene.model.nbody, 3))
+        self._steps = self._streak = 0
+        self._latched = self._goal_now = False
+        self.task_spec = self._spec(preset, action_mode)
+        self.action_space = spaces.Box(-1.0, 1.0, (len(self.task_spec.action_names),), np.float32)
+        self.observation_space = self._observation_space()
+
+    # --- gymnasium ------------------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode; `seed` decides it alone, in any process. `options` must be empty."""
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"reset takes no options, got {sorted(options)}")
+        mujoco.mj_resetData(self.scene.model, self.data)
+        self.task.place(self.scene, self.data, self.np_random)
+        self._steps = self._streak = 0
+        self._latched = self._goal_now = False
+        self._refresh()
+        self.controller.reset(self.data)
+        zero = np.zeros(self.action_space.shape or 0)
+        return self._observe(), self._info(self.task.reward_terms(self.scene, self.data, zero))
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Move one control period; `action` (A,) in [-1, 1]. Truncates at the horizon, terminates on failure only."""
+        checked = self._check_action(action)
+        self.controller.apply(self.data, checked)
+        mujoco.mj_step(self.scene.model, self.data, nstep=self.preset.substeps)
+        collided = self._arm_collided()
+        self._refresh()
+        self._steps += 1
+        self._count_success()
+        terms = self.task.reward_terms(self.scene, self.data, checked)
+        failed = collided or self.task.failed(self.scene, self.data)
+        truncated = self._steps >= self.preset.horizon_steps
+        return self._observe(), float(sum(terms.values())), failed, truncated, self._info(terms)
+
+    def render(self) -> Any:
+        """Return the front camera's picture, 480 px or the observation's size if larger; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        return self.picture("front", max(480, self._image_size))
+
+    def close(self) -> None:
+        """Drop this environment's scene; the GL objects are shared and live as long as the process."""
+        self._renderer = None
+
+    # --- for demonstrations, evaluation, emulators ------------------------------------------------------------------
+
+    def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
+        """Return a square RGB picture of any camera at any size, without stepping."""
+        _check_cameras((camera,))
+        return self._draw((camera,), size)[camera]
+
+    def expert(self, seed: int, noise: float = 0.0) -> Any:
+        """Return a scripted expert; `noise` is the deviation of the Gaussian it adds to the executed arm action."""
+        return self.task.expert(self, seed, noise)
+
+    def simulator_state(self) -> Floats:
+        """Return everything the future depends on but the seed: MuJoCo's integration state, commands, episode counters."""
+        model = self.scene.model
+        vector = np.zeros(mujoco.mj_stateSize(model, _STATE))
+        mujoco.mj_getState(model, self.data, vector, _STATE)
+        episode = [self.controller.finger_m, self._steps, self._streak, self._latched, self._goal_now]
+        return np.concatenate([vector, self.controller.q_rad, episode])
+
+    def set_simulator_state(self, vector: Floats) -> None:
+        """Continue from a state of `simulator_state`; the same actions then give the same bits."""
+        model = self.scene.model
+        size = mujoco.mj_stateSize(model, _STATE)
+        vector = np.asarray(vector, np.float64)
+        if vector.shape != (size + _ARM + _EPISODE,):
+            raise ValueError(f"a simulator state of this task is ({size + _ARM + _EPISODE},), got {vector.shape}")
+        mujoco.mj_setState(model, self.data, vector[:size], _STATE)
+        self.controller.q_rad = vector[size : size + _ARM].copy()
+        finger, steps, streak, latched, goal = vector[size + _ARM :]
+        self.controller.finger_m = float(finger)
+        self._steps, self._streak, self._latched, self._goal_now = int(steps), int(streak), bool(latched), bool(goal)
+        self._refresh()
+
+    def observation(self) -> dict[str, Any]:
+        """Return the observation of the present state, without stepping."""
+        return self._observe()
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        """Bring positions, cameras and Jacobians up to the joint positions that the last substep reached."""
+        mujoco.mj_kinematics(self.scene.model, self.data)
+        mujoco.mj_comPos(self.scene.model, self.data)
+        mujoco.mj_camlight(self.scene.model, self.data)
+
+    def _check_action(self, action: Any) -> Floats:
+        checked = np.asarray(action, np.float64)
+        if checked.shape != self.action_space.shape:
+            names = ", ".join(self.task_spec.action_names)
+            raise ValueError(f"action must have shape {self.action_space.shape} ({names}), got {checked.shape}")
+        if not np.abs(checked).max() <= 1.0:  # also false for NaN
+            raise ValueError(f"action must lie in [-1, 1], got {checked.tolist()}; clip it before step()")
+        return checked
+
+    def _arm_collided(self) -> bool:
+        """Say whether a link of the arm feels more than 1 N net contact force (PixMC), at the last substep."""
+        data, model, arm = self.data, self.scene.model, self.scene.arm_links
+        if data.ncon == 0:
+            return False
+        bodies = model.geom_bodyid[data.contact.geom]  # (ncon, 2)
+        touching = np.nonzero(arm[bodies].any(axis=1))[0]
+        if touching.size == 0:
+            return False
+        self._force[:] = 0.0
+        for index in touching:
+            mujoco.mj_contactForce(model, data, int(index), self._wrench)
+            world = self._wrench[:3] @ data.contact.frame[index].reshape(3, 3)
+            self._force[bodies[index, 0]] -= world
+            self._force[bodies[index, 1]] += world
+        return bool((np.linalg.norm(self._force[arm], axis=1) > ARM_CONTACT_LIMIT_N).any())
+
+    def _count_success(self) -> None:
+        self._goal_now = self.task.at_goal(self.scene, self.data)
+        self._streak = self._streak + 1 if self._goal_now else 0
+        self._latched = self._latched or self._streak >= SUCCESS_STEPS
+
+    def _info(self, terms: dict[str, float]) -> dict[str, Any]:
+        """`success`: held, latched. `success_once`: the same at any time so far. `success_at_end`: held up to now."""
+        return {
+            "success": self._latched,
+            "success_once": self._latched,
+            "success_at_end": self._streak >= SUCCESS_STEPS,
+            "reward_terms": terms,
+        }
+
+    def hand_pose(self) -> tuple[Floats, Floats]:
+        """Return the grasp point (3,) m and the hand's rotation (3, 3) in the robot's base frame."""
+        scene = self.scene
+        position = (self.data.site_xpos[scene.hand_site] - scene.base_position_m) @ scene.base_rotation
+        return position, scene.base_rotation.T @ self.data.site_xmat[scene.hand_site].reshape(3, 3)
+
+    def _proprio(self) -> Floats:
+        qpos, qvel = self.data.qpos[:_ROBOT], self.data.qvel[:_ROBOT]
+        position, rotation = self.hand_pose()
+        scaled = (qpos - _PROPRIO_LOW) * _PROPRIO_GAIN - 1.0
+        return np.concatenate([scaled, 0.1 * qvel, position, rotation[:, 0], rotation[:, 1]])
+
+    def _observe(self) -> dict[str, Any]:
+        proprio = self._proprio()
+        observation: dict[str, Any] = {"proprio": proprio.astype(np.float32)}
+        if self.obs_mode in ("state", "all"):
+            task_state = self.task.state(self.scene, self.data)
+            observation["state"] = np.concatenate([proprio[: 2 * _ROBOT], task_state]).astype(np.float32)
+        if self._cameras:
+            observation["pixels"] = self._draw(self._cameras, self._image_size)
+        return observation
+
+    def _draw(self, cameras: tuple[str, ...], size: int) -> dict[str, npt.NDArray[np.uint8]]:
+        if self._renderer is None:
+            self._renderer = CameraRenderer(self.scene.model, self._quality)
+        return self._renderer.draw(self.data, cameras, size, size)
+
+    def _observation_space(self) -> spaces.Dict:
+        entries: dict[str, spaces.Space[Any]] = {"proprio": _box(len(self.task_spec.proprio_names))}
+        if self.obs_mode in ("state", "all"):
+            entries["state"] = _box(2 * _ROBOT + self.task.state_entries)
+        if self._cameras:
+            shape = (self._image_size, self._image_size, 3)
+            entries["pixels"] = spaces.Dict({name: spaces.Box(0, 255, shape, np.uint8) for name in self._cameras})
+        return spaces.Dict(entries)
+
+    def _spec(self, preset: str, action_mode: str) -> specs.TaskSpec:
+        names, units, scale = specs.action_layout(action_mode, self.preset)
+        proprio_names, proprio_units = specs.proprio_layout()
+        return specs.TaskSpec(
+            env_id=self.task.env_id,
+            preset=preset,
+            robot="franka_panda",
+            control_rate_hz=self.preset.control_rate_hz,
+            horizon_steps=self.preset.horizon_steps,
+            action_mode=action_mode,
+            action_names=names,
+            action_units=units,
+            action_low=(-1.0,) * len(names),
+            action_high=(1.0,) * len(names),
+            action_scale=scale,
+            proprio_names=proprio_names,
+            proprio_units=proprio_units,
+            cameras=self._cameras,
+            image_size=self._image_size,
+            scene_hash=self.scene.digest,
+        )
+
+
+_PROPRIO_LOW = np.concatenate([specs.JOINT_LOW_RAD, [0.0, 0.0]])
+_PROPRIO_GAIN = 2.0 / (np.concatenate([specs.JOINT_HIGH_RAD, [specs.FINGER_OPEN_M] * 2]) - _PROPRIO_LOW)
+
+
+def _box(entries: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, (entries,), np.float32)
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _check_cameras(cameras: Any) -> tuple[str, ...]:
+    names = (cameras,) if isinstance(cameras, str) else tuple(cameras)
+    for name in names:
+        _check_choice("camera", name, specs.CAMERAS)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"cameras must name each camera once, out of {', '.join(specs.CAMERAS)}, got {names}")
+    return names

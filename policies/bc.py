@@ -1,0 +1,284 @@
+"""How does a head learn to do what the demonstrations did, from cached features, resumably to the bit?"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from policies.heads.pooled_mlp import HeadConfig, PooledMLP
+from policies.normalize import KINDS, Normalizer, check_finite
+from policies.observation import Inputs, proprio_input
+from toto_robot.data.episodes import EpisodeStore
+from toto_robot.pretrain import checkpoint
+from toto_robot.pretrain.optim import adamw, learning_rate, set_learning_rate
+from toto_robot.run_folder import MetricLog
+from toto_robot.weights import write_model
+
+LOSSES = ("mse", "l1", "huber")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCConfig:
+    """Settings of behaviour cloning. Device is the CPU: the heads are small and the features are read, not computed."""
+
+    steps: int = 1500  # optimizer steps
+    batch_size: int = 128  # frames a step
+    learning_rate: float = 1e-3  # peak, AdamW
+    warmup_steps: int = 50  # linear warm-up; a cosine to zero follows
+    weight_decay: float = 1e-2  # on matrices
+    clip_norm: float = 1.0  # largest gradient norm
+    loss: str = "huber"  # mse, l1 or huber, on normalised actions
+    ema: float = 0.998  # decay of the averaged weights that become the policy; 0 takes the last weights
+    proprio_noise: float = 0.05  # standard deviation added to normalised proprioception
+    proprio_dropout: float = 0.0  # part of the samples whose proprioception is zeroed
+    token_dropout: float = 0.0  # part of the tokens that are zeroed
+    feature_dropout: float = 0.1  # part of the pooled features that are zeroed
+    proprio_normalizer: str = "mean_std"  # mean_std, min_max or none
+    action_normalizer: str = "mean_std"  # mean_std, min_max or none
+    action_floor: float = 0.1  # smallest action scale, in action units: axes that hardly move stay small
+    validation_fraction: float = 0.1  # part of the demonstrations that is only measured on, never trained on
+    log_every: int = 50  # steps between lines of metrics.jsonl
+    validate_every: int = 250  # steps between validations
+    checkpoint_every: int = 500  # steps between checkpoints
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"expected bc.loss {', '.join(LOSSES)}, got {self.loss!r}")
+        for name in ("proprio_normalizer", "action_normalizer"):
+            if getattr(self, name) not in KINDS:
+                raise ValueError(f"expected bc.{name} {', '.join(KINDS)}, got {getattr(self, name)!r}")
+        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected bc.{name} of at least 1, got {getattr(self, name)}")
+        for name in ("ema", "proprio_dropout", "token_dropout", "feature_dropout", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"expected bc.{name} in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """The first n episodes of a store, as cloning reads them: everything in memory, features as float16."""
+
+    proprio: np.ndarray  # (N, Dp) float32
+    actions: np.ndarray  # (N, A) float32, clean labels
+    tokens: dict[str, Tensor]  # camera -> (N, P, D) float16
+    ends: np.ndarray  # (E,) first frame after each episode
+    proprio_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+
+    def frames_of(self, episodes: range) -> np.ndarray:
+        """Return the frame indices of some episodes."""
+        starts = np.concatenate([[0], self.ends[:-1]])
+        return np.concatenate([np.arange(starts[e], self.ends[e]) for e in episodes])
+
+
+def load_demonstrations(store: EpisodeStore, features: Mapping[str, np.ndarray], episodes: int) -> Demonstrations:
+    """Read the first `episodes` episodes and their cached features; ValueError for NaN in the data."""
+    end = int(store.ends[episodes - 1])
+    data = Demonstrations(
+        proprio=store.read("observation.state", 0, end).astype(np.float32),
+        actions=store.read("action", 0, end).astype(np.float32),
+        tokens={camera: torch.from_numpy(np.array(array)) for camera, array in features.items()},
+        ends=np.asarray(store.ends[:episodes]),
+        proprio_names=tuple(store.env["proprio_names"]),
+        action_names=tuple(store.env["action_names"]),
+    )
+    check_finite(data.proprio, data.proprio_names, "observation.state of the demonstrations")
+    check_finite(data.actions, data.action_names, "action of the demonstrations")
+    return data
+
+
+def split_episodes(episodes: int, validation_fraction: float) -> tuple[range, range]:
+    """Return (training, validation) episodes: the last ones are held out, at least one for a fraction above 0."""
+    held_out = max(1, round(episodes * validation_fraction)) if validation_fraction > 0 and episodes > 1 else 0
+    return range(episodes - held_out), range(episodes - held_out, episodes)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What behaviour cloning gives: the head whose weights are used, and the statistics it needs."""
+
+    head: PooledMLP
+    proprio: Normalizer
+    actions: Normalizer
+
+
+class _Learner(nn.Module):
+    """The trained head and its running average, saved as one."""
+
+    def __init__(self, head: PooledMLP) -> None:
+        super().__init__()
+        self.head = head
+        self.average = copy.deepcopy(head).requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, decay: float, step: int) -> None:
+        """Move the average towards the head; early on it forgets its random start sooner."""
+        decay = min(decay, (1 + step) / (10 + step))
+        for slow, fast in zip(self.average.parameters(), self.head.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
+
+
+def train_head(config: BCConfig, data: Demonstrations, seed: int, run_dir: Path) -> Trained:
+    """Train a head on cached features; continue from `run_dir/checkpoints/last` when there is one.
+
+    Step s draws its batch, noise and masks from a generator seeded by (seed, s), so that a killed and continued run
+    ends with the bits of one that was not. Writes metrics.jsonl and checkpoints.
+    """
+    training, validation = split_episodes(len(data.ends), config.validation_fraction)
+    frames = data.frames_of(training)
+    proprio = Normalizer.fit(data.proprio[frames], data.proprio_names, kind=config.proprio_normalizer)
+    actions = Normalizer.fit(
+        data.actions[frames], data.action_names, kind=config.action_normalizer, floor=config.action_floor
+    )
+    table = _Table(config, data, proprio, actions)
+    learner = _Learner(build_head(config.head, data, seed))
+    optimizer = adamw(learner.head.named_parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    last = checkpoint.last(run_dir)
+    start = checkpoint.restore(last, learner, optimizer).step if last else 0
+    with (
+        MetricLog(run_dir, resume_step=start) as log,
+        tqdm(total=config.steps, initial=start, desc="clone", unit="step", smoothing=0.05) as bar,
+    ):
+        for step in range(start, config.steps):
+            values = _step(config, learner, optimizer, table, frames, seed, step)
+            done = step + 1
+            if validation and (done % config.validate_every == 0 or done == config.steps):
+                values |= _validate(config, learner.average, table, data.frames_of(validation))
+            if done % config.log_every == 0 or "val/loss" in values:
+                log.write(done, values)
+                bar.set_postfix({key: f"{value:.3f}" for key, value in values.items() if key.endswith("loss")})
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoint.save(
+                    run_dir,
+                    done,
+                    learner,
+                    optimizer,
+                    write_model=lambda folder: _write_model(learner, folder),
+                    notes={},
+                    keep=1,
+                )
+            bar.update()
+    return Trained(learner.average.eval(), proprio, actions)
+
+
+def build_head(config: HeadConfig, data: Demonstrations, seed: int) -> PooledMLP:
+    """Build a head for the sizes of the data; the global generator is left as it was."""
+    shapes = {tuple(array.shape[1:]) for array in data.tokens.values()}
+    assert len(shapes) <= 1, shapes
+    tokens_per_frame, width = shapes.pop() if shapes else (0, 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return PooledMLP(
+            config,
+            cameras=tuple(data.tokens),
+            tokens_per_frame=tokens_per_frame,
+            token_width=width,
+            proprio_dim=data.proprio.shape[1],
+            action_dim=data.actions.shape[1],
+        )
+
+
+class _Table:
+    """The demonstrations as tensors: what a frame shows, and the chunk of actions that follows it."""
+
+    def __init__(self, config: BCConfig, data: Demonstrations, proprio: Normalizer, actions: Normalizer) -> None:
+        self._proprio = proprio_input(data.proprio, proprio)
+        self._actions = torch.from_numpy(actions.normalize(data.actions))
+        self._tokens = data.tokens
+        steps = config.head.chunk_steps
+        ends = np.repeat(data.ends, np.diff(data.ends, prepend=0))[:, None]  # (N, 1): the end of each frame's episode
+        ahead = np.arange(len(ends))[:, None] + np.arange(steps)  # (N, K)
+        self._ahead = torch.from_numpy(np.minimum(ahead, ends - 1))
+        self._inside = torch.from_numpy(ahead < ends)  # actions after an episode's end are not asked for
+
+    def rows(self, frames: Tensor) -> tuple[Inputs, Tensor, Tensor]:
+        """Return inputs, target chunks (B, K, A) and which of them count (B, K)."""
+        tokens = {camera: array[frames].float() for camera, array in self._tokens.items()}
+        return Inputs(self._proprio[frames], tokens), self._actions[self._ahead[frames]], self._inside[frames]
+
+
+def _step(
+    config: BCConfig,
+    learner: _Learner,
+    optimizer: torch.optim.Optimizer,
+    table: _Table,
+    frames: np.ndarray,
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    drawn = torch.randint(len(frames), (config.batch_size,), generator=generator)
+    inputs, target, inside = table.rows(torch.from_numpy(frames)[drawn])
+    lr = learning_rate(
+        step, peak=config.learning_rate, warmup_steps=config.warmup_steps, steps=config.steps, final_ratio=0.0
+    )
+    set_learning_rate(optimizer, lr)
+    learner.head.train()
+    predicted = learner.head(_disturb(inputs, config, generator), config.feature_dropout, generator)
+    loss = _mean_inside(_elementwise(config.loss, predicted, target), inside)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(learner.head.parameters(), config.clip_norm)
+    optimizer.step()
+    learner.follow(config.ema, step)
+    if not math.isfinite(float(loss)):
+        raise ValueError(
+            f"the cloning loss is {float(loss)} at step {step + 1}; lower bc.learning_rate ({config.learning_rate})"
+        )
+    return {"train/loss": float(loss.detach()), "train/gradient_norm": float(norm), "train/learning_rate": lr}
+
+
+def _disturb(inputs: Inputs, config: BCConfig, generator: torch.Generator) -> Inputs:
+    """Make the proprioception a little wrong or absent, and drop tokens: the head must look, not remember."""
+    proprio, tokens = inputs.proprio, inputs.tokens
+    if config.proprio_noise > 0:
+        proprio = proprio + config.proprio_noise * torch.randn(proprio.shape, generator=generator)
+    if config.proprio_dropout > 0:
+        proprio = proprio * (torch.rand(len(proprio), 1, generator=generator) >= config.proprio_dropout)
+    if config.token_dropout > 0:
+        tokens = {
+            camera: array * (torch.rand(*array.shape[:2], 1, generator=generator) >= config.token_dropout)
+            for camera, array in tokens.items()
+        }
+    return Inputs(proprio, tokens)
+
+
+@torch.no_grad()
+def _validate(config: BCConfig, head: PooledMLP, table: _Table, frames: np.ndarray) -> dict[str, float]:
+    """Return the loss and the MSE of normalised actions over whole episodes; the MSE does not rank encoders."""
+    head.eval()
+    totals = {"val/loss": 0.0, "val/mse": 0.0}
+    count = 0.0
+    for part in torch.from_numpy(frames).split(256):
+        inputs, target, inside = table.rows(part)
+        predicted, weight = head(inputs), float(inside.sum())
+        for key, kind in (("val/loss", config.loss), ("val/mse", "mse")):
+            totals[key] += float(_mean_inside(_elementwise(kind, predicted, target), inside)) * weight
+        count += weight
+    return {key: total / count for key, total in totals.items()}
+
+
+def _elementwise(kind: str, predicted: Tensor, target: Tensor) -> Tensor:
+    loss: Any = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}[kind]
+    return loss(predicted, target, reduction="none")
+
+
+def _mean_inside(error: Tensor, inside: Tensor) -> Tensor:
+    """Average (B, K, A) over the actions that lie inside their episode."""
+    return (error * inside[..., None]).sum() / (inside.sum() * error.shape[-1])
+
+
+def _write_model(learner: _Learner, folder: Path) -> None:
+    write_model(folder, {"model_type": "cloned_head", **asdict(learner.head.config)}, learner.state_dict())

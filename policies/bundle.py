@@ -1,0 +1,215 @@
+"""What is a policy on disk: everything that deployment needs in one folder, and proof that nothing in it has changed?
+
+    policy.json        schema, normalisers, encoder, task with units, cameras, control rate, what it was trained on
+    head/              config.json, model.safetensors
+    encoder/           the frozen encoder: config.json, weights, tokenizer/
+    hashes.json        SHA-256 of each of the above
+    evaluation.json    the success rate it earned, when it was evaluated
+    MODEL_CARD.md      the same for people
+Nothing is pickled. `load_policy` refuses a folder with a missing or changed file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from policies.bc import Trained
+from policies.chunks import ExecutionConfig
+from policies.heads.pooled_mlp import HeadConfig, PooledMLP
+from policies.normalize import Normalizer
+from policies.policy import Policy
+from toto_robot.encoders.base import Encoder
+from toto_robot.encoders.load import load_encoder
+from toto_robot.run_folder import provenance, read_json, sha256_file, write_json
+from toto_robot.weights import read_weights, write_model
+
+SCHEMA = 1
+_HASHED = ("policy.json", "head", "encoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleContent:
+    """What a bundle is made of."""
+
+    trained: Trained
+    encoder: Encoder
+    execution: ExecutionConfig
+    task: Mapping[str, Any]
+    cameras: tuple[str, ...]
+    training: Mapping[str, Any]  # demonstrations, seed, settings: for people and reports
+
+
+def save_bundle(folder: Path, content: BundleContent) -> str:
+    """Write a bundle whole, replacing one that is there; return its hash."""
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    head = content.trained.head
+    write_model(partial / "head", {"model_type": "pooled_mlp", **_head_sizes(head, content.cameras)}, head.state_dict())
+    content.encoder.save(partial / "encoder")
+    write_json(partial / "policy.json", _description(content))
+    hashes = _hash_files(partial)
+    write_json(partial / "hashes.json", hashes)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return _digest(hashes)
+
+
+def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
+    """Load a policy from its bundle; ValueError says what is missing or does not match.
+
+    `policy.act(observation)` takes `{"proprio": (Dp,), "pixels": {camera: uint8 (h, w, 3)}}` and returns (A,), or the
+    same with a leading batch; `policy.reset()` begins an episode. `device` is where the encoder runs.
+    """
+    folder = Path(folder)
+    description = check_bundle(folder)
+    stored = description["encoder"]
+    encoder = load_encoder(folder / "encoder", device=device, **stored["settings"])
+    if encoder.fingerprint != stored["fingerprint"]:
+        raise ValueError(
+            f"{folder}: expected encoder {stored['fingerprint'][:16]}, its folder gives {encoder.fingerprint[:16]}; "
+            "use the version of toto_robot that wrote the bundle, or train it again"
+        )
+    return Policy(
+        encoder=encoder,
+        head=_load_head(folder / "head"),
+        proprio=Normalizer.from_dict(description["normalizers"]["proprio"]),
+        actions=Normalizer.from_dict(description["normalizers"]["action"]),
+        execution=ExecutionConfig(**description["execution"]),
+        task=description["task"],
+        cameras=tuple(description["cameras"]),
+    )
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """Check every hash of a bundle and return policy.json; ValueError names the file that is missing or has changed."""
+    if not (folder / "hashes.json").exists():
+        nested = folder / "bundle"
+        hint = f"; did you mean {nested}?" if nested.exists() else "; make one with `toto_robot train-policy`"
+        raise ValueError(f"no policy bundle at {folder} (hashes.json is missing){hint}")
+    expected, found = read_json(folder / "hashes.json"), _hash_files(folder)
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            raise ValueError(f"{folder}: {name} is missing; copy the bundle again, or train it again")
+        if name not in expected:
+            raise ValueError(f"{folder}: {name} does not belong to the bundle; remove it")
+        if expected[name] != found[name]:
+            raise ValueError(
+                f"{folder}: {name} has changed since the bundle was written; copy it again, or train it again"
+            )
+    description: dict[str, Any] = read_json(folder / "policy.json")
+    if description.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{folder}: bundle schema {description.get('schema')}, this version reads {SCHEMA}; train it again"
+        )
+    return description
+
+
+def bundle_hash(folder: Path) -> str:
+    """Return the hash that stands for a bundle's content."""
+    return _digest(read_json(folder / "hashes.json"))
+
+
+def write_card(folder: Path, text: str, evaluation: Mapping[str, Any] | None) -> None:
+    """Put the earned evaluation and the model card beside the weights; they are no part of the bundle's hash."""
+    if evaluation is not None:
+        write_json(folder / "evaluation.json", evaluation)
+    temporary = folder / ".MODEL_CARD.md.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, folder / "MODEL_CARD.md")
+
+
+def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
+    """Return MODEL_CARD.md: what the policy sees, does, was trained on and has earned."""
+    task, encoder, training = description["task"], description["encoder"], description["training"]
+    actions = zip(task["action_names"], task["action_units"], task["action_scale"], strict=True)
+    earned = "not evaluated yet"
+    if evaluation is not None:
+        low, high = evaluation["wilson95"]
+        earned = (
+            f"{evaluation['successes']} of {evaluation['episodes']} held-out episodes = {evaluation['rate']:.1%} "
+            f"(Wilson 95 %: {low:.1%} to {high:.1%}), seeds {evaluation['seeds'][0]} to {evaluation['seeds'][1]}"
+        )
+    lines = [
+        f"# Policy for {task['env_id']} (preset {task['preset']})",
+        "",
+        f"**Success:** {earned}.",
+        "",
+        f"- Robot: {task['robot']}; control rate {task['control_rate_hz']} Hz; at most {task['horizon_steps']} steps",
+        f"- Encoder: {encoder['name']}, layer {encoder['layer']}, {encoder['context_frames']} frames of context, "
+        f"{encoder['parameters']:,} parameters, frozen",
+        f"- Cameras: {', '.join(description['cameras']) or 'none'} at {task['image_size']} px; "
+        f"proprioception: {len(task['proprio_names'])} values",
+        f"- Trained by behaviour cloning on {training['demonstrations']} scripted demonstrations "
+        f"({training['frames']} frames), policy seed {training['seed']}",
+        "",
+        "| action | at 1.0 | unit |",
+        "|---|---|---|",
+        *(f"| {name} | {scale:g} | {unit} |" for name, unit, scale in actions),
+        "",
+        "Evaluated in simulation only, in the scene it was trained in. A success rate says nothing about other scenes,",
+        "cameras or a real arm. Load it with `policies.bundle.load_policy(<this folder>)`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _description(content: BundleContent) -> dict[str, Any]:
+    encoder = content.encoder
+    return {
+        "schema": SCHEMA,
+        "control_rate_hz": content.task["control_rate_hz"],
+        "cameras": list(content.cameras),
+        "task": dict(content.task),
+        "encoder": {
+            "name": encoder.name,
+            "layer": encoder.layer,
+            "context_frames": encoder.context_frames,
+            "parameters": encoder.parameters,
+            "fingerprint": encoder.fingerprint,
+            "settings": encoder.settings(),
+        },
+        "execution": asdict(content.execution),
+        "normalizers": {"proprio": content.trained.proprio.as_dict(), "action": content.trained.actions.as_dict()},
+        "training": dict(content.training),
+        "versions": provenance()["versions"],
+    }
+
+
+def _head_sizes(head: PooledMLP, cameras: tuple[str, ...]) -> dict[str, Any]:
+    pools = [head.pools[name] for name in cameras]
+    first: Any = pools[0] if pools else None
+    return {
+        "head": asdict(head.config),
+        "cameras": list(cameras),
+        "tokens_per_frame": first.position.shape[0] if first is not None else 0,
+        "token_width": first.width if first is not None else 0,
+        "proprio_dim": head.proprio_dim,
+        "action_dim": head.action_dim,
+    }
+
+
+def _load_head(folder: Path) -> PooledMLP:
+    sizes = read_json(folder / "config.json")
+    sizes.pop("model_type")
+    head_values = sizes.pop("head")
+    head = PooledMLP(HeadConfig(**{**head_values, "hidden": tuple(head_values["hidden"])}), **sizes)
+    read_weights(folder, head)
+    return head
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that makes the policy, by its path in the bundle."""
+    files = [path for name in _HASHED for path in [folder / name, *(folder / name).rglob("*")] if path.is_file()]
+    return {str(path.relative_to(folder)): sha256_file(path) for path in sorted(files)}
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    text = "".join(f"{name} {value}\n" for name, value in sorted(hashes.items()))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,260 @@
+"""How often does a policy succeed on seeds that no demonstration has used, and how sure is that number?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from policies.bundle import bundle_hash, check_bundle, model_card, write_card
+from policies.processes import Processes, usable_cores
+from policies.rollout import EpisodeResult, Job, worker
+from policies.statistics import Rate, rate_summary
+from policies.videos import keep_first, write_overview
+from toto_robot.run_folder import read_json, write_json, write_text
+
+FIRST_SEED = 1_000_000  # demonstrations are collected from seed 0 on
+_TOLD = ("demonstrations", "validation_demonstrations", "frames", "seed", "demonstrated_seeds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a policy is evaluated."""
+
+    episodes: int = 100  # held-out seeds
+    first_seed: int = FIRST_SEED  # seeds first_seed, first_seed + 1, ...
+    workers: int | None = None  # processes; null is one a core
+    envs_per_worker: int = 8  # environments in lock-step in a process
+    videos: int = 2  # videos of successes, and of failures
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "envs_per_worker"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.first_seed < 0 or self.videos < 0:
+            raise ValueError(f"expected first_seed and videos of 0 or more, got {self.first_seed} and {self.videos}")
+
+    @property
+    def seeds(self) -> range:
+        """All seeds of the evaluation."""
+        return range(self.first_seed, self.first_seed + self.episodes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `toto_robot evaluate`."""
+
+    MAY_CHANGE = ("episodes", "workers", "videos")  # more episodes continue; the processes change nothing
+
+    policy: str  # bundle folder of a trained policy
+    episodes: int = 100  # held-out seeds
+    first_seed: int = FIRST_SEED  # seeds first_seed, first_seed + 1, ...; the default is never demonstrated
+    workers: int | None = None  # processes; null is one a core
+    envs_per_worker: int = 8  # environments in lock-step in a process
+    videos: int = 2  # videos of successes, and of failures
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """The same without the policy."""
+        return EvaluationConfig(**{key: value for key, value in asdict(self).items() if key != "policy"})
+
+
+def evaluate(config: EvaluateConfig, run_dir: Path) -> int:
+    """Measure the closed-loop success of a policy bundle on held-out seeds, with its 95 % Wilson interval.
+
+    Seeds that are done are not run again: the same command continues, and episodes=<more> extends. Writes
+    evaluation.json, episodes.jsonl and videos.
+    """
+    bundle = Path(config.policy)
+    with Evaluator(config.evaluation) as evaluator:
+        result = evaluator.evaluate(bundle, run_dir)
+    print(summary_line(result))
+    print(f"wrote {run_dir / 'evaluation.json'}")
+    return 0
+
+
+class Evaluator:
+    """Worker processes that evaluate one policy after another; starting them costs seconds, so a table shares them."""
+
+    def __init__(self, config: EvaluationConfig) -> None:
+        self.config = config
+        self._count = min(config.workers or usable_cores(), config.episodes)
+        self._processes: Processes | None = None
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._processes is not None:
+            self._processes.__exit__(kind, error, trace)
+            self._processes = None
+
+    def evaluate(self, bundle: Path, run_dir: Path) -> dict[str, Any]:
+        """Run the seeds that are not done yet, write evaluation.json and return it.
+
+        ValueError for a damaged bundle, for results of another policy in `run_dir`, for demonstrated seeds, or for an
+        environment that is not the one of the demonstrations.
+        """
+        description = check_bundle(bundle)
+        _check_held_out(description["training"], self.config)
+        log = _EpisodeLog(run_dir / "episodes.jsonl", bundle_hash(bundle))
+        waiting = [seed for seed in self.config.seeds if seed not in log.results]
+        if waiting:
+            self._run(bundle, run_dir, waiting, log)
+        results = [log.results[seed] for seed in self.config.seeds]
+        evaluation = summarize(results, description, bundle_hash(bundle), self.config)
+        write_json(run_dir / "evaluation.json", evaluation)
+        if self.config.videos:
+            strips = keep_first(run_dir / "videos", self.config.videos)
+            shown = [*strips[True][:1], *strips[False][:1]]
+            if shown:
+                write_overview(run_dir / "rollouts.png", shown)
+        return evaluation
+
+    def _run(self, bundle: Path, run_dir: Path, seeds: list[int], log: _EpisodeLog) -> None:
+        if self._processes is None:
+            self._processes = Processes(self._count, worker).__enter__()
+        for index in range(self._count):
+            share = tuple(seeds[index :: self._count])  # fixed by the seed list, not by who is faster
+            if share:
+                self._processes.send(index, self._job(bundle, run_dir, share, index))
+        successes = sum(result["success"] for result in log.results.values())
+        done = len(log.results)
+        with tqdm(total=done + len(seeds), initial=done, desc="evaluate", unit="episode", smoothing=0.05) as bar:
+            missing = len(seeds)
+            while missing:
+                for _, result in self._processes.results():
+                    log.append(result)
+                    missing -= 1
+                    successes += result.success
+                    bar.update()
+                    bar.set_postfix_str(f"{successes}/{len(log.results)} succeeded")
+
+    def _job(self, bundle: Path, run_dir: Path, seeds: tuple[int, ...], index: int) -> Job:
+        videos = str(run_dir / "videos") if self.config.videos else None
+        return Job(
+            bundle=str(bundle),
+            seeds=seeds,
+            slots=self.config.envs_per_worker,
+            worker=index,
+            videos=videos,
+            videos_each=self.config.videos,
+        )
+
+
+def summarize(
+    results: Sequence[Mapping[str, Any]], description: Mapping[str, Any], policy_hash: str, config: EvaluationConfig
+) -> dict[str, Any]:
+    """Return evaluation.json: the rate and its interval, how long it took to succeed, and where failures lie.
+
+    `by_environment` exposes errors that hit some environments of a process only, such as shared GL contexts
+    (facts/proto.md 4): a rate that differs between rows by more than chance is a bug, not a policy.
+    """
+    task, encoder, training = description["task"], description["encoder"], description["training"]
+    succeeded = [result["steps"] for result in results if result["success"]]
+    steps = sum(result["steps"] for result in results)
+    rows: dict[tuple[int, int], list[bool]] = defaultdict(list)
+    for result in results:
+        rows[result["worker"], result["slot"]].append(bool(result["success"]))
+    return {
+        "env": task["env_id"],
+        "preset": task["preset"],
+        **rate_summary(len(succeeded), len(results)),
+        "seeds": [config.seeds[0], config.seeds[-1]],
+        "policy": {"head": "pooled_mlp", **{key: training[key] for key in _TOLD if key in training}},
+        "encoder": {key: encoder[key] for key in ("name", "layer", "context_frames", "parameters")},
+        "hashes": {
+            "policy": policy_hash,
+            "encoder": encoder["fingerprint"],
+            "demonstrations": training.get("demonstrations_hash"),
+            "scene": task["scene_hash"],
+        },
+        "steps_to_success": _quartiles(succeeded),
+        "ended": {kind: sum(r["ended"] == kind for r in results) for kind in ("success", "failure", "horizon")},
+        "ms_per_step": {
+            part: round(1000 * sum(result[f"{part}_s"] for result in results) / max(1, steps), 3)
+            for part in ("sim", "encode", "head")
+        },
+        "batch": config.envs_per_worker,
+        "by_environment": [
+            {"worker": key[0], "slot": key[1], "episodes": len(row), "successes": sum(row)}
+            for key, row in sorted(rows.items())
+        ],
+    }
+
+
+def summary_line(evaluation: Mapping[str, Any]) -> str:
+    """Return one line for people."""
+    rate = Rate(successes=evaluation["successes"], episodes=evaluation["episodes"])
+    encoder, count = evaluation["encoder"]["name"], evaluation["policy"].get("demonstrations")
+    steps = evaluation["steps_to_success"]
+    took = f", median {steps['median']:.0f} steps" if steps else ""
+    return f"{evaluation['env']}, encoder {encoder}, {count} demonstrations: {rate} (Wilson 95 %){took}"
+
+
+def attach_evaluation(bundle: Path, evaluation: Mapping[str, Any] | None) -> None:
+    """Put an evaluation, once there is one, and the model card that tells it into the bundle that earned it."""
+    write_card(bundle, model_card(read_json(bundle / "policy.json"), evaluation), evaluation)
+
+
+class _EpisodeLog:
+    """Results by seed, one JSON line each; a line that a kill cut off is dropped."""
+
+    def __init__(self, path: Path, policy_hash: str) -> None:
+        self._path, self._policy = path, policy_hash
+        self.results: dict[int, dict[str, Any]] = {}
+        lines = path.read_text().splitlines() if path.exists() else []
+        whole = [line for line in lines if _parses(line)]
+        for result in map(json.loads, whole):
+            if result["policy"] != policy_hash:
+                raise ValueError(
+                    f"{path} holds results of another policy ({result['policy'][:12]}, not {policy_hash[:12]}); "
+                    "choose another folder with run=<folder>, or delete it"
+                )
+            self.results[result["seed"]] = result
+        if len(whole) != len(lines):
+            write_text(path, "".join(line + "\n" for line in whole))
+
+    def append(self, result: EpisodeResult) -> None:
+        record = {**asdict(result), "policy": self._policy}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, (json.dumps(record) + "\n").encode())
+        finally:
+            os.close(descriptor)
+        self.results[result.seed] = record
+
+
+def _parses(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _check_held_out(training: Mapping[str, Any], config: EvaluationConfig) -> None:
+    seeds = training.get("demonstrated_seeds")
+    if seeds and seeds[0] <= config.seeds[-1] and config.seeds[0] <= seeds[1]:
+        raise ValueError(
+            f"seeds {config.seeds[0]} to {config.seeds[-1]} overlap the demonstrations' ({seeds[0]} to {seeds[1]}): "
+            f"the rate would not be held out; set first_seed={seeds[1] + 1} or more"
+        )
+
+
+def _quartiles(values: Sequence[int]) -> dict[str, float]:
+    if not values:
+        return {}
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"q25": float(low), "median": float(middle), "q75": float(high)}

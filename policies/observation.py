@@ -1,0 +1,89 @@
+"""How does an observation become what a head takes? The one path of behaviour cloning, evaluation and the robot.
+
+An observation is `{"proprio": (B, Dp), "pixels": {camera: uint8 (B, h, w, 3)}}`. Images go through the encoder's
+stream frame by frame, from a reset at the start of an episode; proprioception is normalised with the statistics of the
+training demonstrations. Cloning reads the same features from the cache (`policies/features.py`), made by this stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.normalize import Normalizer
+from toto_robot.encoders.base import Encoder
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a head takes: normalised proprioception, and the encoder's tokens of each camera."""
+
+    proprio: Tensor  # (B, Dp) float32
+    tokens: dict[str, Tensor]  # camera -> (B, P, D) float32; empty without an encoder
+
+
+def proprio_input(proprio: np.ndarray, normalizer: Normalizer) -> Tensor:
+    """Normalise proprioception (B, Dp); ValueError for another Dp or a NaN, naming the dimension."""
+    return torch.from_numpy(normalizer.normalize(proprio))
+
+
+def check_images(images: np.ndarray, camera: str, image_size: int) -> None:
+    """Raise ValueError unless `images` is uint8 (B, image_size, image_size, 3), as the demonstrations were."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (image_size, image_size, 3):
+        raise ValueError(
+            f"expected camera {camera!r} as uint8 (B, {image_size}, {image_size}, 3), got {images.dtype} "
+            f"{images.shape}; render with image_size={image_size}"
+        )
+
+
+def seen_cameras(encoder: Encoder, cameras: Sequence[str]) -> tuple[str, ...]:
+    """Return the cameras that a policy looks through: none when the encoder has no features."""
+    return tuple(cameras) if encoder.width else ()
+
+
+class Observer:
+    """Turns the observations of B running episodes into head inputs, one control step at a time.
+
+    All cameras of all episodes are rows of one stream, so one forward serves them. The batch is fixed, which keeps the
+    numbers of a row independent of how many other episodes are still running.
+    """
+
+    def __init__(
+        self, encoder: Encoder, cameras: Sequence[str], image_size: int, normalizer: Normalizer, batch: int
+    ) -> None:
+        self.batch = batch
+        self.cameras = seen_cameras(encoder, cameras)
+        self.encode_s = 0.0  # time that the last step spent in the encoder
+        self._image_size = image_size
+        self._normalizer = normalizer
+        self._stream = encoder.stream(batch * len(self.cameras)) if self.cameras else None
+
+    def step(self, observation: Mapping[str, Any], reset: np.ndarray) -> Inputs:
+        """Take the observations of one step; rows where `reset` (B,) is true begin an episode with this frame."""
+        proprio = proprio_input(np.asarray(observation["proprio"]), self._normalizer)
+        if len(proprio) != self.batch:
+            raise ValueError(f"expected a batch of {self.batch} observations, got {len(proprio)}")
+        began = time.perf_counter()
+        tokens = self._tokens(observation, reset)
+        self.encode_s = time.perf_counter() - began
+        return Inputs(proprio, tokens)
+
+    def _tokens(self, observation: Mapping[str, Any], reset: np.ndarray) -> dict[str, Tensor]:
+        if self._stream is None:
+            return {}
+        pixels = observation.get("pixels", {})
+        for camera in self.cameras:
+            if camera not in pixels:
+                raise ValueError(f"the observation has no camera {camera!r}; it has {', '.join(pixels) or 'none'}")
+            check_images(pixels[camera], camera, self._image_size)
+        frames = np.concatenate([pixels[camera] for camera in self.cameras])  # (N * B, h, w, 3), camera-major
+        features = self._stream.step(frames, np.tile(reset, len(self.cameras))).cpu()  # (N * B, P, D)
+        # Cached features are float16; rounding here too makes training and deployment see the same numbers.
+        features = features.half().float()
+        return dict(zip(self.cameras, features.split(self.batch), strict=True))

@@ -1,0 +1,107 @@
+"""How does an observation become an action, in evaluation and on the robot alike?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from policies.chunks import ChunkExecution, ExecutionConfig
+from policies.heads.pooled_mlp import PooledMLP
+from policies.normalize import Normalizer, check_finite
+from policies.observation import Observer
+from toto_robot.encoders.base import Encoder
+
+
+@dataclass
+class StepTime:
+    """Where the last `act` spent its time."""
+
+    encode_s: float = 0.0
+    head_s: float = 0.0
+
+
+class Policy:
+    """A trained policy: encoder stream, head, normalisers, chunk execution, and the task it was made for.
+
+    Called with one observation it controls one robot; with a batch, that many episodes in lock-step, each with its own
+    memory. The first call, or `reset(batch=B)`, decides the batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        head: PooledMLP,
+        proprio: Normalizer,
+        actions: Normalizer,
+        execution: ExecutionConfig,
+        task: Mapping[str, Any],
+        cameras: tuple[str, ...],
+    ) -> None:
+        proprio.require(task["proprio_names"])
+        actions.require(task["action_names"])
+        self.task = dict(task)
+        self.cameras = cameras  # that the policy looks through; none without an encoder
+        self.time = StepTime()
+        self._encoder, self._head, self._execution_config = encoder, head.eval(), execution
+        self._proprio, self._actions = proprio, actions
+        self._low, self._high = (np.asarray(task[key], dtype=np.float32) for key in ("action_low", "action_high"))
+        self._observer: Observer | None = None
+        self._execution: ChunkExecution | None = None
+        self._reset_rows = np.ones(1, dtype=bool)
+
+    @property
+    def control_rate_hz(self) -> float:
+        """The rate at which `act` must be called."""
+        return float(self.task["control_rate_hz"])
+
+    def reset(self, rows: np.ndarray | None = None, batch: int | None = None) -> None:
+        """Forget the past of `rows` (B,) bool, or of all: their next observation begins an episode.
+
+        With `batch` the number of episodes in lock-step is set anew.
+        """
+        if batch is not None and (self._observer is None or self._observer.batch != batch):
+            self._open(batch)
+        elif rows is None:
+            self._reset_rows[:] = True
+        else:
+            self._reset_rows |= rows
+
+    @torch.inference_mode()
+    def act(self, observation: Mapping[str, Any]) -> np.ndarray:
+        """Return the action (A,) for one observation, or (B, A) for a batch, inside the action box, float32.
+
+        ValueError for a missing camera, images of another size, NaN in the proprioception, or a policy that answers
+        with a number that is not finite.
+        """
+        single = np.ndim(observation["proprio"]) == 1
+        batch = _as_batch(observation) if single else observation
+        rows = len(batch["proprio"])
+        if self._observer is None:
+            self._open(rows)
+        assert self._observer is not None and self._execution is not None
+        inputs = self._observer.step(batch, self._reset_rows)
+        began = time.perf_counter()
+        chunk = self._actions.restore(self._head(inputs).numpy())
+        action = self._execution.next(chunk, self._reset_rows)
+        self._reset_rows = np.zeros(rows, dtype=bool)
+        check_finite(action, self._actions.names, "the policy's action")
+        action = np.clip(action, self._low, self._high)
+        self.time = StepTime(self._observer.encode_s, time.perf_counter() - began)
+        return action[0] if single else action
+
+    def _open(self, batch: int) -> None:
+        self._observer = Observer(self._encoder, self.cameras, int(self.task["image_size"]), self._proprio, batch)
+        shape = (self._head.config.chunk_steps, self._head.action_dim)
+        self._execution = ChunkExecution(self._execution_config, batch, *shape)
+        self._reset_rows = np.ones(batch, dtype=bool)
+
+
+def _as_batch(observation: Mapping[str, Any]) -> dict[str, Any]:
+    pixels = {camera: np.asarray(image)[None] for camera, image in observation.get("pixels", {}).items()}
+    return {"proprio": np.asarray(observation["proprio"])[None], "pixels": pixels}

@@ -1,0 +1,192 @@
+"""How does a frozen encoder become an evaluated policy: demonstrations, features, cloning, bundle, held-out seeds?
+
+Every stage is resumable and skipped when it is done, so the same command continues, and repeats its result at no
+cost. A table of encoders, demonstration counts and policy seeds calls `train_and_evaluate` once a cell: cells share the
+feature cache (the first n episodes of one store) and, through one `Evaluator`, the simulation processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from policies.bc import BCConfig, load_demonstrations, split_episodes, train_head
+from policies.bundle import BundleContent, check_bundle, save_bundle
+from policies.chunks import ExecutionConfig
+from policies.collect import CollectConfig, collect_episodes
+from policies.encoder import EncoderConfig, open_encoder
+from policies.environment import environment_id, plain
+from policies.evaluate import EvaluationConfig, Evaluator, attach_evaluation, summary_line
+from policies.features import cached_features
+from policies.observation import seen_cameras
+from toto_robot.data.episodes import EpisodeStore, require_env
+from toto_robot.pretrain.pictures import draw_loss
+
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPolicyConfig:
+    """Settings of `toto_robot train-policy`."""
+
+    MAY_CHANGE = ("evaluation", "cache")  # neither changes the policy
+
+    env: str = "franka_pick"  # short name or gymnasium id
+    demos: str | None = None  # episode store; null is outputs/collect/<env>/episodes, collected when short of episodes
+    demonstrations: int = 50  # episodes to use: the first ones of the store
+    cameras: tuple[str, ...] = ("front", "wrist")  # cameras that the policy looks through
+    seed: int = 0  # of the head's first weights and of the order of samples
+    cache: str = "outputs/features"  # folder of cached features
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    bc: BCConfig = field(default_factory=BCConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.demonstrations < 1:
+            raise ValueError(f"expected at least one demonstration, got {self.demonstrations}")
+        if self.seed < 0:
+            raise ValueError(f"expected a seed of 0 or more, got {self.seed}")
+        if not self.cameras:
+            raise ValueError("expected at least one camera, such as cameras=[front,wrist]; encoder=none looks at none")
+
+
+def train_policy(config: TrainPolicyConfig, run_dir: Path) -> int:
+    """Clone demonstrations on frozen features, then measure the policy on held-out seeds.
+
+    Demonstrations are collected when demos is null and there are too few. The result is <run>/bundle (self-contained),
+    evaluation.json, loss.png, rollouts.png and videos of successes and failures.
+    """
+    result = train_and_evaluate(config, run_dir)
+    print(summary_line(result))
+    if (run_dir / "rollouts.png").exists():
+        print(f"look at: {run_dir / 'rollouts.png'}, {run_dir / 'videos'}")
+    print(f"next: toto_robot evaluate policy={run_dir / BUNDLE} episodes=400")
+    return 0
+
+
+def train_and_evaluate(config: TrainPolicyConfig, run_dir: Path, evaluator: Evaluator | None = None) -> dict[str, Any]:
+    """Train one policy and return its evaluation.json; what is done already is not done again.
+
+    `evaluator` lends running simulation processes; its configuration then replaces `config.evaluation`.
+    """
+    bundle = train_bundle(config, run_dir)
+    if evaluator is None:
+        with Evaluator(config.evaluation) as own:
+            result = own.evaluate(bundle, run_dir)
+    else:
+        result = evaluator.evaluate(bundle, run_dir)
+    attach_evaluation(bundle, result)
+    return result
+
+
+def compare_encoders(
+    base: TrainPolicyConfig,
+    run_dir: Path,
+    *,
+    encoders: Sequence[EncoderConfig],
+    demonstrations: Sequence[int],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Train and evaluate every combination in `run_dir/<encoder>-<demonstrations>-<seed>`; return their evaluations.
+
+    Each evaluation has `run`, its folder. Features are computed once, for the largest count; simulation processes are
+    started once.
+    """
+    results = []
+    with Evaluator(base.evaluation) as evaluator:
+        for encoder in encoders:
+            for count in sorted(demonstrations, reverse=True):
+                for seed in seeds:
+                    cell = run_dir / f"{encoder.name}-{count}-{seed}"
+                    config = replace(base, encoder=encoder, demonstrations=count, seed=seed)
+                    results.append({**train_and_evaluate(config, cell, evaluator), "run": str(cell)})
+    return results
+
+
+def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
+    """Train a policy and return its bundle, which is left as it is when it is there already.
+
+    ValueError for demonstrations of another environment, a missing camera, NaN in the data, a missing encoder, or a
+    folder that holds a policy of other settings.
+    """
+    bundle = run_dir / BUNDLE
+    if bundle.exists():
+        _check_settings(check_bundle(bundle)["training"]["settings"], config, run_dir)
+        return bundle
+    encoder = open_encoder(config.encoder)  # before demonstrations are collected: a missing encoder is told at once
+    store = open_demonstrations(config)
+    cameras = seen_cameras(encoder, config.cameras)
+    features = cached_features(Path(config.cache), encoder, store, cameras, config.demonstrations)
+    data = load_demonstrations(store, features, config.demonstrations)
+    trained = train_head(config.bc, data, config.seed, run_dir)
+    draw_loss(run_dir, unit=f"{config.bc.loss} loss of normalised actions")
+    training = _training_facts(config, store)
+    content = BundleContent(
+        trained=trained,
+        encoder=encoder,
+        execution=config.execution,
+        task=store.env,
+        cameras=cameras,
+        training=training,
+    )
+    save_bundle(bundle, content)
+    attach_evaluation(bundle, None)
+    return bundle
+
+
+def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
+    """Open the store to clone; ValueError when it is of another environment, lacks a camera, or holds too few."""
+    if config.demos is not None:
+        store = EpisodeStore.open(Path(config.demos))
+    else:
+        path = Path("outputs/collect") / config.env.replace("/", "-") / "episodes"
+        wanted = CollectConfig(env=config.env, episodes=config.demonstrations, cameras=config.cameras)
+        store = collect_episodes(wanted, path)
+    require_env(store, environment_id(config.env))
+    if len(store) < config.demonstrations:
+        raise ValueError(
+            f"asked for {config.demonstrations} demonstrations, {store.path} holds {len(store)}; "
+            f"use demonstrations={len(store)}, or collect more"
+        )
+    missing = [camera for camera in config.cameras if camera not in store.cameras]
+    if missing and config.encoder.name != "none":
+        raise ValueError(
+            f"{store.path} has no camera {', '.join(missing)}; it has {', '.join(store.cameras) or 'none'}"
+        )
+    return store
+
+
+def _training_facts(config: TrainPolicyConfig, store: EpisodeStore) -> dict[str, Any]:
+    """Return what the bundle tells about its training."""
+    training, validation = split_episodes(config.demonstrations, config.bc.validation_fraction)
+    facts: dict[str, Any] = {
+        "demonstrations": config.demonstrations,
+        "validation_demonstrations": len(validation),
+        "frames": int(store.ends[len(training) - 1]),
+        "seed": config.seed,
+        "demonstrations_hash": store.content_hash(),
+        "settings": _settings(config),
+    }
+    if "seed" in store.meta:
+        seeds = store.meta["seed"][: config.demonstrations]
+        facts["demonstrated_seeds"] = [int(seeds.min()), int(seeds.max())]
+    return facts
+
+
+def _settings(config: TrainPolicyConfig) -> dict[str, Any]:
+    """Return the settings that decide what the policy is."""
+    kept: dict[str, Any] = plain(asdict(config))
+    return {key: value for key, value in kept.items() if key not in ("evaluation", "cache", "demos")}
+
+
+def _check_settings(recorded: Mapping[str, Any], config: TrainPolicyConfig, run_dir: Path) -> None:
+    now = _settings(config)
+    changed = [f"{key}: {recorded.get(key)} -> {now[key]}" for key in now if recorded.get(key) != now[key]]
+    if changed:
+        raise ValueError(
+            f"{run_dir} holds a policy of other settings ({'; '.join(changed)}); choose another folder with "
+            "run=<folder>, or delete it"
+        )

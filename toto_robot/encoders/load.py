@@ -1,0 +1,106 @@
+"""How does a name or a folder become an encoder?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from toto_robot.encoders.base import Encoder
+from toto_robot.encoders.mae import MAEEncoder, NoEncoder
+from toto_robot.encoders.toto import TotoEncoder
+from toto_robot.models.hub import from_pretrained
+from toto_robot.models.mae import build_mae, mae_config
+from toto_robot.models.presets import mae_preset
+from toto_robot.models.toto import Toto
+from toto_robot.tokenizers.dvae import DVAE, load_dvae
+from toto_robot.weights import read_config
+
+NAMES = ("toto", "mae", "random_vit", "random_toto", "none")
+
+
+def load_encoder(
+    name_or_dir: str | Path, *, layer: str | int | None = None, context_frames: int | None = None,
+    path: str | Path | None = None, seed: int = 0, device: str | torch.device = "cpu", precision: str = "auto",
+) -> Encoder:  # fmt: skip
+    """Return a frozen encoder by name, or from a folder that `toto_robot pretrain` wrote (`<run>/pretrained_model`).
+
+    `toto`, `mae`: the model in `path`. `random_vit`: MAE's ViT (of `path`, or the nano preset) with weights drawn from
+    `seed`. `random_toto`: the tokenizer and sizes of the Toto in `path`, its backbone drawn from `seed`. `none`: no
+    vision. `layer`: a block (0 = embedding), "mid", or "last"; by default mid for Toto and last for MAE.
+    `context_frames`: how many frames a Toto stream looks back on, by default all it was trained with. `precision`:
+    "auto", "bf16", "fp32". Raises ValueError for an unknown name, a folder that is missing or holds another model, or
+    arguments out of range.
+    """
+    device = torch.device(device)
+    name, folder = _resolve(name_or_dir, path)
+    if name == "none":
+        return NoEncoder()
+    if name == "random_vit":
+        config = mae_preset("nano") if folder is None else mae_config(_model(folder, "mae"))
+        random_vit = build_mae(config, seed=seed)
+        return MAEEncoder(
+            random_vit, name=name, layer=_layer(layer, config.layers, "last"), device=device, precision=precision
+        )
+    if folder is None:
+        raise ValueError(
+            f"encoder {name!r} needs path=<run>/pretrained_model; make one with `toto_robot pretrain` "
+            f"(objective {'mae' if name == 'mae' else 'toto'})"
+        )
+    if name == "mae":
+        if context_frames not in (None, 1):
+            raise ValueError(f"MAE has no memory; context_frames must be 1 or unset, got {context_frames}")
+        mae = _model(folder, "mae")
+        return MAEEncoder(
+            mae, name=name, layer=_layer(layer, mae_config(mae).layers, "last"), device=device, precision=precision
+        )
+    toto = _model(folder, "toto")
+    assert isinstance(toto, Toto)
+    if name == "random_toto":
+        toto = Toto(toto.config, generator=torch.Generator().manual_seed(seed))
+    return TotoEncoder(
+        toto, _tokenizer(folder), name=name, layer=_layer(layer, toto.config.layers, "mid"),
+        context_frames=toto.config.context_frames if context_frames is None else context_frames,
+        device=device, precision=precision,
+    )  # fmt: skip
+
+
+def _resolve(name_or_dir: str | Path, path: str | Path | None) -> tuple[str, Path | None]:
+    """Return the kind of encoder and its folder, if any."""
+    if str(name_or_dir) in NAMES:
+        return str(name_or_dir), None if path is None else Path(path)
+    if not Path(name_or_dir).is_dir():
+        raise ValueError(
+            f"no encoder {str(name_or_dir)!r}: not one of {', '.join(NAMES)}, and no such folder "
+            "(`toto_robot pretrain` writes one, <run>/pretrained_model)"
+        )
+    if path is not None:
+        raise ValueError(f"give a folder or a name with path=, not both: {name_or_dir} and path={path}")
+    model_type = str(read_config(Path(name_or_dir))["model_type"])
+    if model_type not in ("toto", "mae", "none"):
+        raise ValueError(f"{name_or_dir} holds a {model_type}; expected a folder written by `toto_robot pretrain`")
+    return model_type, Path(name_or_dir)
+
+
+def _model(folder: Path, model_type: str) -> torch.nn.Module:
+    read_config(folder, model_type)
+    return from_pretrained(folder)
+
+
+def _tokenizer(folder: Path) -> DVAE:
+    tokenizer = folder / "tokenizer"
+    if not tokenizer.is_dir():
+        raise ValueError(f"{folder} has no tokenizer/ folder; `toto_robot pretrain` puts it there beside the backbone")
+    return load_dvae(tokenizer)
+
+
+def _layer(layer: str | int | None, layers: int, default: str) -> int:
+    """Turn "mid", "last" or a number into a number."""
+    named = {"mid": layers // 2, "last": layers}
+    if layer is None:
+        layer = default
+    if isinstance(layer, str):
+        if layer not in named:
+            raise ValueError(f'layer must be "mid", "last" or a number in 0..{layers}, got {layer!r}')
+        return named[layer]
+    return layer

@@ -1,0 +1,127 @@
+"""How does the baseline encode: MAE, or the same ViT at random weights?"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from toto_robot.encoders.base import (
+    PREPROCESSING,
+    Frames,
+    autocast,
+    fit_frames,
+    halve_matrices,
+    resolve_precision,
+)
+from toto_robot.models import hub
+from toto_robot.models.mae import mae_config, mae_features, normalise_pixels
+
+if TYPE_CHECKING:
+    from transformers import ViTMAEForPreTraining
+
+
+class MAEEncoder:
+    """Patch features of one layer of a frozen MAE encoder, nothing masked (`Encoder`). It has no memory: W = 1."""
+
+    context_frames = 1
+
+    def __init__(
+        self, model: ViTMAEForPreTraining, *, name: str, layer: int, device: torch.device, precision: str = "auto"
+    ) -> None:
+        config = mae_config(model)
+        if not 0 <= layer <= config.layers:
+            raise ValueError(f"layer must lie in 0..{config.layers} (0 = embedding), got {layer}")
+        self.name, self.layer, self.device = name, layer, device
+        self.width, self.tokens_per_frame, self.image_px = config.width, config.tokens_per_frame, config.image_px
+        self.precision = resolve_precision(precision, device)
+        self.model = model.to(device).eval()
+        self._fast_model = self.model
+        if self.precision == "bf16":
+            self._fast_model = copy.deepcopy(self.model)
+            halve_matrices(self._fast_model)
+        last = [model.vit.layernorm] if layer == config.layers else []
+        parts = (model.vit.embeddings.patch_embeddings, *model.vit.layers[:layer], *last)
+        self.parameters = sum(p.numel() for part in parts for p in part.parameters())
+        self.fingerprint = self._fingerprint()
+
+    @torch.no_grad()
+    def encode(self, frames: Frames) -> Tensor:
+        """Encode frames (B, h, w, 3); return (B, P, D) float32."""
+        pixels = normalise_pixels(fit_frames(frames, self.image_px, self.device))
+        with autocast(self.precision, self.device):
+            return mae_features(self._fast_model, pixels, self.layer).float()
+
+    def encode_clip(self, frames: Frames) -> Tensor:
+        """Encode clips (B, T, h, w, 3) frame by frame; return (B, T, P, D) float32."""
+        B, T = frames.shape[:2]
+        return self.encode(frames.reshape(B * T, *frames.shape[2:])).unflatten(0, (B, T))
+
+    def stream(self, batch: int) -> FrameStream:
+        """Open a stream of `batch` rows."""
+        return FrameStream(self, batch)
+
+    def save(self, folder: Path) -> None:
+        """Write the model."""
+        hub.save_pretrained(self.model, folder)
+
+    def settings(self) -> dict[str, object]:
+        """Return the keyword arguments of `load_encoder` for a saved folder."""
+        return {"layer": self.layer, "precision": self.precision}
+
+    def _fingerprint(self) -> str:
+        parts = {
+            "model": hub.fingerprint(self.model), "layer": self.layer, "context_frames": 1,
+            "preprocessing": PREPROCESSING + ", ImageNet mean and std", "precision": self.precision,
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class NoEncoder:
+    """No vision: features of width 0, for policies on proprioception alone (`Encoder`)."""
+
+    name, width, tokens_per_frame, layer, context_frames, parameters = "none", 0, 0, 0, 1, 0
+    precision, fingerprint = "fp32", hashlib.sha256(b"none").hexdigest()
+
+    def __init__(self, image_px: int = 64) -> None:
+        self.image_px = image_px
+
+    def encode(self, frames: Frames) -> Tensor:
+        """Return (B, 0, 0)."""
+        return torch.zeros(len(frames), 0, 0)
+
+    def encode_clip(self, frames: Frames) -> Tensor:
+        """Return (B, T, 0, 0)."""
+        return torch.zeros(*frames.shape[:2], 0, 0)
+
+    def stream(self, batch: int) -> FrameStream:
+        """Open a stream that returns (B, 0, 0)."""
+        return FrameStream(self, batch)
+
+    def save(self, folder: Path) -> None:
+        """Write a config that says none."""
+        from toto_robot.weights import write_model
+
+        write_model(Path(folder), {"model_type": "none"}, {})
+
+    def settings(self) -> dict[str, object]:
+        """Return the keyword arguments of `load_encoder` for a saved folder."""
+        return {}
+
+
+class FrameStream:
+    """The stream of an encoder without memory: each frame on its own, nothing to reset (`Stream`)."""
+
+    def __init__(self, encoder: MAEEncoder | NoEncoder, batch: int) -> None:
+        self._encoder, self._batch = encoder, batch
+
+    def step(self, frames: Frames, reset: Frames | None = None) -> Tensor:
+        """Encode the next frame of every row (B, h, w, 3); return (B, P, D) float32."""
+        if len(frames) != self._batch:
+            raise ValueError(f"the stream has {self._batch} rows, got {len(frames)} frames")
+        return self._encoder.encode(frames)

@@ -1,0 +1,123 @@
+"""How do tokens attend: rotary positions, the frame window, and the start token that always precedes it?
+
+The rule (docs: streaming rule). A token of frame i sees the start token and the tokens of frames i-W+1..i up to itself.
+Once the window has left frame 0, the start token slides with it: its key is rotated to the position just before the
+window's first frame, so no relative position ever leaves what was trained. The start token's own hidden state depends
+on nothing but itself, so its un-rotated key and value are constants and the slide is exact, here and in the caches.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of rotary angles, float32, (..., L, K/2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Window(NamedTuple):
+    """What decides positions and who sees whom."""
+
+    tokens_per_frame: int  # P
+    context_frames: int  # W
+    head_dim: int  # K
+    rope_base: float
+
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Return the rotary cosines and sines at integer `positions` (...,), each (..., K / 2) float32.
+
+        Angles are float64: at position 10^6 float32 angles are wrong by 0.06 rad, and a stream runs for hours.
+        """
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=positions.device) / self.head_dim
+        angles = positions.to(torch.float64).unsqueeze(-1) * self.rope_base**-exponent
+        return Rotation(angles.cos().float(), angles.sin().float())
+
+    def start_position(self, frame: Tensor) -> Tensor:
+        """Return where the start token stands for a frame: just before the first frame of its window."""
+        return (frame - self.context_frames + 1).clamp(min=0) * self.tokens_per_frame
+
+
+class Layout(NamedTuple):
+    """Where the tokens of one call stand and which keys they see.
+
+    `start` rotates the copies of the start key; None when the start token is an ordinary token at position 0. `mask` is
+    boolean, True = may attend, broadcastable to (B, H, L, keys); None with `causal` for the plain causal case.
+    """
+
+    rotation: Rotation
+    start: Rotation | None
+    mask: Tensor | None
+    causal: bool
+
+
+class KeyValueCache(Protocol):
+    """What the attention of a block needs of a cache."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Take a block's new un-rotated keys and values (B, H, L, K); return all rotated ones to attend to."""
+
+
+def rotate(x: Tensor, at: Rotation) -> Tensor:
+    """Rotate queries or keys (B, H, L, K): feature j pairs with j + K/2, as LLaMA does in transformers."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([first * at.cos - second * at.sin, second * at.cos + first * at.sin], dim=-1)
+    return turned.to(x.dtype)
+
+
+def sequence_layout(length: int, window: Window, device: torch.device) -> Layout:
+    """Lay out [start] + visual tokens from frame 0 on, for one whole pass over `length` ids.
+
+    Up to `context_frames` frames this is plain causal attention (no mask); beyond, the start key is copied once for
+    every place it slides to, and a mask lets each frame see its own copy and its window.
+    """
+    P, W = window.tokens_per_frame, window.context_frames
+    frames = -(-(length - 1) // P)
+    positions = window.rotation(torch.arange(length, device=device))
+    if frames <= W:
+        return Layout(positions, None, None, causal=True)
+    copies = torch.arange(1 + frames - W, device=device)  # copy 0 serves frames 0..W-1, copy c the frame W-1+c
+    index = torch.arange(length - 1, device=device)
+    frame = index // P
+    sees_copy = copies == (frame - W + 1).clamp(min=0)[:, None]
+    sees_token = (index <= index[:, None]) & (frame > frame[:, None] - W)
+    visual = torch.cat([sees_copy, sees_token], dim=1)  # (L-1, copies + L-1)
+    start = torch.zeros_like(visual[:1])
+    start[:, 0] = True  # the start token sees itself
+    return Layout(positions, window.rotation(copies * P), torch.cat([start, visual]), causal=False)
+
+
+def sequence_keys(k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Rotate the keys of a whole pass and put the start token's sliding copies in front."""
+    if layout.start is None:
+        return rotate(k, layout.rotation), v
+    copies = layout.start.cos.shape[0]
+    start_k = rotate(k[:, :, :1].expand(-1, -1, copies, -1), layout.start)
+    after = Rotation(layout.rotation.cos[1:], layout.rotation.sin[1:])
+    keys = torch.cat([start_k, rotate(k[:, :, 1:], after)], dim=2)
+    return keys, torch.cat([v[:, :, :1].expand(-1, -1, copies, -1), v[:, :, 1:]], dim=2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection and no bias; rows of `qkv` are all queries, keys, values."""
+
+    def __init__(self, width: int, heads: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.utils.skip_init(nn.Linear, width, 3 * width, bias=False, device=device or "cpu")
+        self.out = nn.utils.skip_init(nn.Linear, width, width, bias=False, device=device or "cpu")
+
+    def forward(self, x: Tensor, layout: Layout, layer: int, cache: KeyValueCache | None) -> Tensor:
+        """Attend over x (B, L, D) and whatever the cache remembers of earlier calls."""
+        B, L, D = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, L, K)
+        q = rotate(q, layout.rotation)
+        k, v = sequence_keys(k, v, layout) if cache is None else cache.extend(layer, k, v, layout)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, is_causal=layout.causal)
+        return self.out(mixed.transpose(1, 2).reshape(B, L, D))

@@ -1,0 +1,110 @@
+"""How are models saved, loaded and handed to other people's code?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from toto_robot import weights
+from toto_robot.models.mae import MAEConfig, build_mae, mae_config
+from toto_robot.models.toto import Toto, TotoConfig
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+
+def save_pretrained(model: nn.Module, folder: Path | str) -> None:
+    """Write a Toto or MAE model to `folder` as config.json ("model_type": "toto" or "mae") and model.safetensors."""
+    weights.write_model(Path(folder), describe(model), model.state_dict())
+
+
+def from_pretrained(folder: Path | str, device: torch.device | str = "cpu") -> nn.Module:
+    """Load what `save_pretrained` wrote, in eval mode.
+
+    Raises ValueError when the folder is missing or holds something else, and names the first tensor of a wrong size.
+    """
+    folder = Path(folder)
+    config = weights.read_config(folder)
+    model_type = config.pop("model_type")
+    model: nn.Module
+    if model_type == "toto":
+        model = Toto(_read(TotoConfig, config, folder))
+    elif model_type == "mae":
+        model = build_mae(_read(MAEConfig, config, folder))
+    else:
+        raise ValueError(f"{folder} holds a model of type {model_type!r}; expected toto or mae")
+    weights.read_weights(folder, model)
+    return model.to(device).eval()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return the hex SHA-256 of a model's configuration and weights."""
+    return weights.fingerprint(describe(model), model.state_dict())
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """Return what config.json says of a Toto or MAE model."""
+    if isinstance(model, Toto):
+        return {"model_type": "toto", **asdict(model.config)}
+    if type(model).__name__ == "ViTMAEForPreTraining":  # by name: importing transformers takes seconds
+        return {"model_type": "mae", **asdict(mae_config(model))}  # type: ignore[arg-type]
+    raise ValueError(f"expected a Toto or a ViTMAEForPreTraining, got {type(model).__name__}")
+
+
+def export_llama(model: Toto) -> LlamaForCausalLM:
+    """Return the same function as a transformers LlamaForCausalLM (float32).
+
+    Equal up to `context_frames` frames; beyond, ours windows and LLaMA does not. `max_position_embeddings` says where.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = model.config
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size, hidden_size=config.width, intermediate_size=config.ffn_width,
+            num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
+            max_position_embeddings=1 + config.context_frames * config.tokens_per_frame, rms_norm_eps=config.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_base}, tie_word_embeddings=False,
+            attention_bias=False, mlp_bias=False, bos_token_id=config.start_video_id, eos_token_id=config.end_id,
+            pad_token_id=0,
+        )
+    )  # fmt: skip
+    theirs.load_state_dict(llama_state(model))
+    return theirs.eval()
+
+
+def llama_state(model: Toto) -> dict[str, Tensor]:
+    """Return the weights under the names of LlamaForCausalLM, fused projections split."""
+    state = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm.weight}
+    state["lm_head.weight"] = model.head.weight
+    for index, block in enumerate(model.blocks):
+        ours, name = dict(block.named_parameters()), f"model.layers.{index}."
+        q, k, v = ours["attention.qkv.weight"].chunk(3)
+        gate, up = ours["ffn.gate_up.weight"].chunk(2)
+        state |= {
+            name + "input_layernorm.weight": ours["attention_norm.weight"],
+            name + "self_attn.q_proj.weight": q,
+            name + "self_attn.k_proj.weight": k,
+            name + "self_attn.v_proj.weight": v,
+            name + "self_attn.o_proj.weight": ours["attention.out.weight"],
+            name + "post_attention_layernorm.weight": ours["ffn_norm.weight"],
+            name + "mlp.gate_proj.weight": gate,
+            name + "mlp.up_proj.weight": up,
+            name + "mlp.down_proj.weight": ours["ffn.down.weight"],
+        }
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _read(kind: Any, values: dict[str, Any], folder: Path) -> Any:
+    """Build a config dataclass from JSON; ValueError names what is missing or unknown."""
+    known = {field.name for field in fields(kind)}
+    if unknown := values.keys() - known:
+        raise ValueError(f"{folder / weights.CONFIG_FILE} has unknown entries {sorted(unknown)} (of a newer version?)")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{folder / weights.CONFIG_FILE} is incomplete: {error}") from error

@@ -1,0 +1,106 @@
+"""What is the baseline, MAE, at a size equal to ours?
+
+The model is `ViTMAEForPreTraining` of transformers, not a copy of it: the baseline should be other people's code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import ViTMAEForPreTraining
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEConfig:
+    """Sizes of a masked autoencoder (arXiv 2111.06377)."""
+
+    name: str
+    image_px: int
+    patch_px: int
+    width: int
+    layers: int
+    heads: int
+    ffn_width: int
+    decoder_width: int
+    decoder_layers: int
+    decoder_heads: int
+    decoder_ffn_width: int
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = True  # targets are pixels normalised by patch
+    norm_eps: float = 1e-6  # the authors' code; the default of transformers is 1e-12
+
+    def __post_init__(self) -> None:
+        if self.image_px % self.patch_px:
+            raise ValueError(f"image_px {self.image_px} must be a multiple of patch_px {self.patch_px}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie in [0, 1), got {self.mask_ratio}")
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Patches of an image, P."""
+        return (self.image_px // self.patch_px) ** 2
+
+
+def build_mae(config: MAEConfig, *, seed: int = 0) -> ViTMAEForPreTraining:
+    """Build the transformers model, its weights drawn from `seed` without touching the global generator."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining  # seconds to import, not needed for Toto
+
+    theirs = ViTMAEConfig(
+        image_size=config.image_px, patch_size=config.patch_px,
+        hidden_size=config.width, num_hidden_layers=config.layers,
+        num_attention_heads=config.heads, intermediate_size=config.ffn_width, decoder_hidden_size=config.decoder_width,
+        decoder_num_hidden_layers=config.decoder_layers, decoder_num_attention_heads=config.decoder_heads,
+        decoder_intermediate_size=config.decoder_ffn_width, mask_ratio=config.mask_ratio,
+        norm_pix_loss=config.norm_pix_loss, layer_norm_eps=config.norm_eps, name_or_path=config.name,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ViTMAEForPreTraining(theirs)
+
+
+def mae_config(model: ViTMAEForPreTraining) -> MAEConfig:
+    """Return our configuration of a transformers model."""
+    theirs = model.config
+    return MAEConfig(
+        name=theirs.name_or_path or "custom", image_px=theirs.image_size, patch_px=theirs.patch_size,
+        width=theirs.hidden_size, layers=theirs.num_hidden_layers, heads=theirs.num_attention_heads,
+        ffn_width=theirs.intermediate_size, decoder_width=theirs.decoder_hidden_size,
+        decoder_layers=theirs.decoder_num_hidden_layers, decoder_heads=theirs.decoder_num_attention_heads,
+        decoder_ffn_width=theirs.decoder_intermediate_size, mask_ratio=theirs.mask_ratio,
+        norm_pix_loss=theirs.norm_pix_loss, norm_eps=theirs.layer_norm_eps,
+    )  # fmt: skip
+
+
+def normalise_pixels(images: Tensor) -> Tensor:
+    """Map uint8 RGB (B, h, w, 3) to float32 (B, 3, h, w) by ImageNet's mean and deviation, as MAE expects."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def mae_features(model: ViTMAEForPreTraining, pixels: Tensor, layer: int) -> Tensor:
+    """Return patch features (B, P, D) in raster order of un-masked normalised pixels (B, 3, h, w), CLS dropped.
+
+    Layer l is the residual stream after block l (0 the embedding); the last passes the final LayerNorm too, as MAE's
+    probes and MVP use it. Blocks above `layer` are not run. Raises ValueError for a layer out of range.
+    """
+    vit = model.vit
+    if not 0 <= layer <= len(vit.layers):
+        raise ValueError(f"layer must lie in 0..{len(vit.layers)} (0 = embedding), got {layer}")
+    embeddings = vit.embeddings
+    patches = embeddings.patch_embeddings(pixels) + embeddings.position_embeddings[:, 1:]
+    cls = embeddings.cls_token + embeddings.position_embeddings[:, :1]
+    x = torch.cat([cls.expand(len(patches), -1, -1), patches], dim=1)  # (B, 1 + P, D), as a mask ratio of 0 would
+    for block in vit.layers[:layer]:
+        x = block(x, None)
+    if layer == len(vit.layers):
+        x = vit.layernorm(x)
+    return x[:, 1:]

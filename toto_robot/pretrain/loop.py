@@ -1,0 +1,286 @@
+"""How is a model trained? The only loop: Toto, MAE and the tokenizer differ in their objective, not in their loop.
+
+The state of a training is (parameters, buffers, optimizer moments, step). The batch of a step is a function of (seed,
+step) and the random generators are set anew from (seed, step), so nothing else has to be remembered: a run killed at any
+moment and started again ends with the bits of a run that was never killed (on the same number of threads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toto_robot.pretrain import checkpoint
+from toto_robot.pretrain.optim import adamw, learning_rate, set_learning_rate
+from toto_robot.run_folder import MetricLog
+
+
+class Objective(Protocol):
+    """What is trained on what: a model, the batch of a step, and a loss."""
+
+    name: str  # "toto", "mae" or "tokenizer"
+    unit: str  # what throughput counts: "tokens" or "images"
+    units_per_step: int
+    model: nn.Module  # its state_dict is everything the training changes, buffers included
+
+    def before_step(self, step: int) -> None:
+        """Change the model between steps where the recipe asks for it (a function of state, seed and step)."""
+
+    def batch(self, step: int) -> Tensor:
+        """Return the batch of step `step`, on the CPU."""
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scalar loss and further scalars to log, for a batch on the model's device."""
+
+    def validate(self) -> dict[str, float]:
+        """Return held-out measurements by name, `loss` among them; empty where nothing is held out."""
+
+    def write_model(self, directory: Path) -> None:
+        """Write `config.json`, and `model.safetensors` with the whole state_dict, from which training continues."""
+
+    def publish(self, directory: Path) -> None:
+        """Write what a user loads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """The settings of one training, whatever it trains."""
+
+    steps: int  # optimizer steps
+    lr: float  # peak learning rate
+    warmup_steps: int  # linear warm-up
+    final_lr_ratio: float  # last learning rate over the peak
+    weight_decay: float  # on matrices and tables only
+    clip: float  # largest gradient norm
+    seed: int  # of batches, masks and noise
+    checkpoint_every: int = 200  # steps
+    keep_checkpoints: int = 2  # newest ones kept
+    eval_every: int = 200  # steps
+    log_every: int = 10  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if not (self.lr > 0 and self.clip > 0 and 0 <= self.final_lr_ratio <= 1 and self.weight_decay >= 0):
+            got = {name: getattr(self, name) for name in ("lr", "clip", "final_lr_ratio", "weight_decay")}
+            raise ValueError(f"expected lr > 0, clip > 0, 0 <= final_lr_ratio <= 1 and weight_decay >= 0, got {got}")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ValueError(f"expected warmup_steps from 0 to steps - 1 = {self.steps - 1}, got {self.warmup_steps}")
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        return learning_rate(
+            step, peak=self.lr, warmup_steps=self.warmup_steps, steps=self.steps, final_ratio=self.final_lr_ratio
+        )
+
+    def same_run(self) -> dict[str, Any]:
+        """Return the settings that decide the resulting bits; a continued run must have the same."""
+        names = ("steps", "lr", "warmup_steps", "final_lr_ratio", "weight_decay", "clip", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished training reports."""
+
+    steps: int
+    seconds: float  # in the loop, over all its interruptions, validation and checkpoints included
+    units: int  # tokens or images seen
+    units_per_second: float  # median over log intervals of this process; 0 where nothing was left to train
+    validation: dict[str, float]  # after the last step
+
+
+def step_seed(seed: int, step: int, purpose: str = "step") -> int:
+    """Return 63 well-mixed bits of (seed, step, purpose): neighbouring steps and seeds share nothing."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def train(
+    objective: Objective, config: LoopConfig, run_dir: Path, *, device: torch.device, dtype: torch.dtype
+) -> Trained:
+    """Train until `config.steps`, continuing from the last checkpoint in `run_dir`; leave `run_dir/pretrained_model`.
+
+    The objective's model is on `device`; `dtype` is that of autocast. Ctrl-C ends the step, checkpoints and raises
+    KeyboardInterrupt. ValueError on a loss or gradient that is not finite: the last checkpoint before it stays.
+    """
+    model = objective.model
+    optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    start, notes = _resume(run_dir, model, optimizer, objective, config)
+    began = time.monotonic() - float(notes.get("seconds", 0.0))
+    validation: dict[str, float] = notes.get("validation", {})
+    speeds: list[float] = []
+    model.train()
+    with (
+        MetricLog(run_dir, start) as log,
+        tqdm(total=config.steps, initial=start, desc=f"train {objective.name}", unit="step", dynamic_ncols=True) as bar,
+        _finish_step_on_interrupt() as interrupted,
+    ):
+        meter = _Meter(device)
+        for step in range(start, config.steps):
+            torch.manual_seed(step_seed(config.seed, step))
+            objective.before_step(step)
+            lr = config.learning_rate(step)
+            set_learning_rate(optimizer, lr)
+            batch = objective.batch(step).to(device)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                loss, extra = objective.loss(batch, step)
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            meter.add({"train/loss": loss, "grad_norm": grad_norm} | {f"train/{key}": extra[key] for key in extra})
+
+            done = step + 1
+            stop = interrupted()
+            save_due = stop or done == config.steps or done % config.checkpoint_every == 0
+            if save_due or done % config.log_every == 0:
+                # Reading the numbers waits for the device, so not every step does; none is checkpointed unread.
+                values, step_s = meter.read(done)
+                speeds.append(objective.units_per_step / step_s)
+                log.write(done, {**values, "lr": lr, f"{objective.unit}_per_s": speeds[-1]})
+                shown = f"loss {values['train/loss']:.3f}, {_short(speeds[-1])} {objective.unit}/s"
+                bar.set_postfix_str(shown, refresh=False)
+            bar.update()
+            with meter.paused():
+                if done == config.steps or done % config.eval_every == 0:
+                    validation = _validate(objective, device, dtype)
+                    log.write(done, {f"val/{name}": value for name, value in validation.items()})
+                if save_due:
+                    notes = {
+                        "objective": objective.name,
+                        "settings": config.same_run(),
+                        "seconds": time.monotonic() - began,
+                        "validation": validation,
+                    }
+                    checkpoint.save(
+                        run_dir, done, model, optimizer,
+                        write_model=objective.write_model, notes=notes, keep=config.keep_checkpoints,
+                    )  # fmt: skip
+            if stop:
+                raise KeyboardInterrupt
+    checkpoint.publish(run_dir / "pretrained_model", objective.publish)
+    return Trained(
+        steps=config.steps,
+        seconds=time.monotonic() - began,
+        units=config.steps * objective.units_per_step,
+        units_per_second=sorted(speeds)[len(speeds) // 2] if speeds else 0.0,
+        validation=validation,
+    )
+
+
+def compiled(module: nn.Module, run_dir: Path) -> nn.Module:
+    """Return `torch.compile(module)` with a cache of this run's own.
+
+    A killed compilation leaves truncated libraries in a shared cache, which then break every later run.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((run_dir / "inductor_cache").resolve())
+    return torch.compile(module)  # type: ignore[return-value]
+
+
+def _resume(
+    run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective, config: LoopConfig
+) -> tuple[int, dict[str, Any]]:
+    """Load the last checkpoint, if there is one; return the steps done and what the loop noted then."""
+    newest = checkpoint.last(run_dir)
+    if newest is None:
+        return 0, {}
+    restored = checkpoint.restore(newest, model, optimizer)
+    before, now = restored.notes["settings"], config.same_run()
+    if restored.notes["objective"] != objective.name or before != now:
+        changed = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key])
+        raise ValueError(
+            f"{newest} belongs to a training of {restored.notes['objective']} with other settings ({changed}); "
+            "continue it with its own settings, or start a new run with run=<another folder>"
+        )
+    print(f"continuing from {newest} ({restored.step} of {config.steps} steps done)")
+    return restored.step, restored.notes
+
+
+def _validate(objective: Objective, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    objective.model.eval()
+    # no_grad and not inference_mode: tables cached during validation (RoPE) are used by the next training step
+    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        values = objective.validate()
+    objective.model.train()
+    return values
+
+
+class _Meter:
+    """Sums scalars on their device and reads the means at once, with the seconds a step took."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the sums and start the clock."""
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._began = time.monotonic()
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add the scalars of one step."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device)) + value.detach().float()
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for the block."""
+        paused_at = time.monotonic()
+        yield
+        self._began += time.monotonic() - paused_at
+
+    def read(self, step: int) -> tuple[dict[str, float], float]:
+        """Return means and seconds per step since the last reading; ValueError when loss or gradient is not finite."""
+        means = {name: float(value) / self._steps for name, value in self._sums.items()}
+        seconds = (time.monotonic() - self._began) / self._steps
+        for name in ("train/loss", "grad_norm"):
+            if not math.isfinite(means[name]):
+                raise ValueError(
+                    f"{name} became {means[name]} in steps {step - self._steps + 1} to {step}; the last checkpoint is "
+                    "from before. Train with a lower lr, a longer warmup_steps or precision=fp32 in a new run folder"
+                )
+        self.restart()
+        return means, seconds
+
+
+@contextlib.contextmanager
+def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag, so that no step is left half applied; the second one acts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        print("\nfinishing this step, then saving (Ctrl-C again: stop now, losing the steps since the last checkpoint)")
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: interrupts do not arrive here
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:.0f}"

@@ -1,0 +1,314 @@
+"""What is learned from which batch: Toto's next token, MAE's hidden patches, the tokenizer's own picture?
+
+Each class is an `Objective` of the loop. Batches are functions of (seed, step) through `ClipSampler`.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toto_robot.data.frames import FrameStore
+from toto_robot.data.sampling import ClipSampler
+from toto_robot.data.tokens import TokenStore
+from toto_robot.models.hub import save_pretrained
+from toto_robot.models.mae import IMAGENET_MEAN, IMAGENET_STD, MAEConfig, mae_config, normalise_pixels
+from toto_robot.models.toto import Toto
+from toto_robot.pretrain.loop import step_seed
+from toto_robot.tokenizers.dvae import save_dvae
+from toto_robot.tokenizers.vq import VQAutoencoder
+from toto_robot.weights import write_model
+
+
+class TotoObjective:
+    """Next-token cross-entropy over windows of tokens, in nats per token; the end token counts in training."""
+
+    name = "toto"
+    unit = "tokens"
+
+    def __init__(
+        self,
+        model: Toto,
+        tokens: TokenStore,
+        *,
+        training: ClipSampler,
+        held_out: ClipSampler | None,
+        batch_size: int,
+        tokenizer_dir: Path,
+        forward: nn.Module | None = None,
+        validation_batches: int = 8,
+    ) -> None:
+        """`forward` is what computes, where that is not `model` itself (its compiled form)."""
+        self.model = model
+        self.units_per_step = batch_size * model.config.frames * model.config.tokens_per_frame
+        self._tokens, self._training, self._held_out = tokens, training, held_out
+        self._batch_size, self._validation_batches = batch_size, validation_batches
+        self._tokenizer_dir = tokenizer_dir
+        self._forward = model if forward is None else forward
+
+    def before_step(self, step: int) -> None:
+        """Nothing to do."""
+
+    def batch(self, step: int) -> Tensor:
+        """Return codes (B, T, P) int64 of step `step`."""
+        return self._codes(self._training, step)
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean cross-entropy of codes (B, T, P)."""
+        inputs, targets = self.model.pack(batch)
+        logits = self._forward(inputs).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), {}
+
+    def validate(self) -> dict[str, float]:
+        """Return nats per token and accuracy on held-out windows, always the same ones."""
+        if self._held_out is None:
+            return {}
+        measured = self.measure(self._validation_batches)
+        return {"loss": measured.loss, "accuracy": measured.accuracy}
+
+    @torch.no_grad()
+    def measure(self, batches: int) -> TokenMeasures:
+        """Measure the model on `batches` batches of held-out windows."""
+        assert self._held_out is not None, "there are no held-out clips"
+        T, P = self.model.config.frames, self.model.config.tokens_per_frame
+        device = self.model.embed.weight.device
+        losses = torch.zeros(T * P, dtype=torch.float64)
+        counts = torch.zeros(2, dtype=torch.float64)  # guessed by the model, equal to the frame before
+        for index in range(batches):
+            codes = self._codes(self._held_out, index).to(device)
+            inputs, targets = self.model.pack(codes)
+            logits = self._forward(inputs).logits[:, :-1].float()  # (B, T * P, V), without the end token
+            loss = F.cross_entropy(logits.transpose(1, 2), targets[:, :-1], reduction="none")
+            losses += loss.sum(0).double().cpu()
+            right = (logits.argmax(-1) == targets[:, :-1]).unflatten(1, (T, P))[:, 1:]
+            counts += torch.stack([right.sum(), (codes[:, 1:] == codes[:, :-1]).sum()]).double().cpu()
+        windows = batches * self._batch_size
+        accuracy, copied = (counts / max(1, windows * (T - 1) * P)).tolist()
+        return TokenMeasures(losses.div(windows).tolist(), accuracy, copied, windows)
+
+    def write_model(self, directory: Path) -> None:
+        """Write config and weights."""
+        save_pretrained(self.model, directory)
+
+    def publish(self, directory: Path) -> None:
+        """Write config, weights and a copy of the tokenizer: all that a stream of pixels needs."""
+        shutil.copytree(self._tokenizer_dir, directory / "tokenizer")
+        save_pretrained(self.model, directory)
+
+    def _codes(self, sampler: ClipSampler, step: int) -> Tensor:
+        frames = self.model.config.frames
+        windows = [
+            self._tokens.window(start, frames, stride) for start, stride in sampler.starts(step, self._batch_size)
+        ]
+        return torch.from_numpy(np.stack(windows).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class TokenMeasures:
+    """How well a model predicts held-out tokens."""
+
+    per_position: list[float]  # nats at each of the T * P positions
+    accuracy: float  # share of tokens guessed, from the second frame on
+    copy_accuracy: float  # share of tokens that equal the same place one frame earlier
+    windows: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return sum(self.per_position) / len(self.per_position)
+
+
+def unigram_nats(codes: np.ndarray, vocab: int) -> float:
+    """Return the entropy of the codes' own frequencies: no predictor that ignores context can be below it on them."""
+    counts = np.bincount(codes.ravel(), minlength=vocab)
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+class MAEObjective:
+    """Masked autoencoding of single frames (arXiv 2111.06377), by the transformers model's own loss.
+
+    No augmentation: the paper's random resized crop and flip teach that place and handedness do not matter, and for an arm
+    over a table they are the task. The frames move by themselves.
+    """
+
+    name = "mae"
+    unit = "images"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        frames: FrameStore,
+        *,
+        training: ClipSampler,
+        held_out: ClipSampler | None,
+        batch_size: int,
+        seed: int,
+        forward: Callable[..., Any] | None = None,
+        validation_batches: int = 4,
+    ) -> None:
+        self.model = model
+        self.config: MAEConfig = mae_config(model)  # type: ignore[arg-type]
+        self.units_per_step = batch_size
+        self._frames, self._training, self._held_out = frames, training, held_out
+        self._seed, self._validation_batches = seed, validation_batches
+        self._forward: Callable[..., Any] = model if forward is None else forward
+
+    def before_step(self, step: int) -> None:
+        """Nothing to do."""
+
+    def batch(self, step: int) -> Tensor:
+        """Return frames (B, h, w, 3) uint8 of step `step`."""
+        return read_frames(self._frames, self._training, step, self.units_per_step)
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean squared error on hidden patches; which are hidden is a function of (seed, step)."""
+        return self._forward(normalise_pixels(batch), noise=self.noise(batch, step)).loss, {}
+
+    def noise(self, batch: Tensor, step: int, purpose: str = "mask") -> Tensor:
+        """Return the noise (B, P) whose smallest entries stay visible; drawn on the CPU, so equal on every device."""
+        generator = torch.Generator().manual_seed(step_seed(self._seed, step, purpose))
+        return torch.rand(len(batch), self.config.tokens_per_frame, generator=generator).to(batch.device)
+
+    def validate(self) -> dict[str, float]:
+        """Return the loss on held-out frames, always the same ones under the same masks."""
+        if self._held_out is None:
+            return {}
+        return {"loss": self.measure(self._validation_batches)}
+
+    @torch.no_grad()
+    def measure(self, batches: int) -> float:
+        """Return the mean loss over `batches` batches of held-out frames."""
+        assert self._held_out is not None, "there are no held-out clips"
+        device = next(self.model.parameters()).device
+        losses = []
+        for index in range(batches):
+            frames = read_frames(self._frames, self._held_out, index, self.units_per_step).to(device)
+            noise = self.noise(frames, index, "held out")
+            losses.append(float(self._forward(normalise_pixels(frames), noise=noise).loss))
+        return math.fsum(losses) / batches
+
+    @torch.no_grad()
+    def inpaint(self, frames: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return frames (B, h, w, 3) uint8 with hidden patches grey, and with them painted in by the model."""
+        output = self._forward(normalise_pixels(frames), noise=self.noise(frames, 0, "picture"))
+        patch = self.config.patch_px
+        pixels = _patches(frames.float() / 255, patch)  # (B, P, patch * patch * 3)
+        painted = output.logits.float()
+        if self.config.norm_pix_loss:  # targets were normalised by patch; undo it with the truth's mean and deviation
+            std = normalise_pixels(frames).permute(0, 2, 3, 1)
+            target = _patches(std, patch)
+            painted = painted * (target.var(-1, keepdim=True) + 1e-6).sqrt() + target.mean(-1, keepdim=True)
+        painted = _denormalise(painted)
+        hidden = output.mask.bool().unsqueeze(-1)
+        grey = torch.where(hidden, torch.full_like(pixels, 0.5), pixels)
+        return _to_images(grey, patch), _to_images(torch.where(hidden, painted, pixels), patch)
+
+    def write_model(self, directory: Path) -> None:
+        """Write config and weights, the decoder's included."""
+        save_pretrained(self.model, directory)
+
+    publish = write_model
+
+
+class TokenizerObjective:
+    """Reconstruction through a codebook (VQ-EMA): first a plain autoencoder, then quantised (see `tokenizers/vq.py`)."""
+
+    name = "tokenizer"
+    unit = "images"
+
+    def __init__(
+        self,
+        model: VQAutoencoder,
+        frames: FrameStore,
+        *,
+        training: ClipSampler,
+        held_out: ClipSampler | None,
+        batch_size: int,
+        seed: int,
+        plain_steps: int,
+        validation_batches: int = 4,
+    ) -> None:
+        """`plain_steps` come before the codebook starts."""
+        self.model = model
+        self.units_per_step = batch_size
+        self._frames, self._training, self._held_out = frames, training, held_out
+        self._seed, self._plain_steps, self._validation_batches = seed, plain_steps, validation_batches
+
+    def before_step(self, step: int) -> None:
+        """Nothing to do: the first quantised step starts the codebook."""
+
+    def batch(self, step: int) -> Tensor:
+        """Return frames (B, h, w, 3) uint8 of step `step`."""
+        return read_frames(self._frames, self._training, step, self.units_per_step)
+
+    def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the reconstruction loss; logs PSNR, and the use of the codebook by this batch."""
+        generator = torch.Generator().manual_seed(step_seed(self._seed, step, "codebook"))
+        report = self.model(unit_images(batch), quantise=step >= self._plain_steps, generator=generator)
+        loss = report.pop("loss")
+        zero = torch.zeros((), device=loss.device)
+        return loss, {"commitment": zero, "perplexity": zero, "codes_used": zero} | report
+
+    def validate(self) -> dict[str, float]:
+        """Return loss and PSNR on held-out frames, always the same ones, as good as the training is so far."""
+        if self._held_out is None:
+            return {}
+        device = next(self.model.parameters()).device
+        sums = {"loss": 0.0, "psnr_db": 0.0}
+        for index in range(self._validation_batches):
+            frames = read_frames(self._frames, self._held_out, index, self.units_per_step).to(device)
+            report = self.model(unit_images(frames), quantise=bool(self.model.started))
+            sums = {name: value + float(report[name]) for name, value in sums.items()}
+        return {name: value / self._validation_batches for name, value in sums.items()}
+
+    def write_model(self, directory: Path) -> None:
+        """Write the autoencoder with its codebook and moving averages."""
+        config = {"model_type": "vq_autoencoder", "dvae": asdict(self.model.config), "vq": asdict(self.model.vq)}
+        write_model(directory, config, self.model.state_dict())
+
+    def publish(self, directory: Path) -> None:
+        """Write the tokenizer, in the dVAE layout."""
+        save_dvae(self.model.fold(), directory)
+
+
+def unit_images(frames: Tensor) -> Tensor:
+    """Map uint8 frames (B, h, w, 3) to float32 (B, 3, h, w) in [0, 1], channels_last in memory."""
+    return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def read_frames(frames: FrameStore, sampler: ClipSampler, step: int, batch_size: int) -> Tensor:
+    """Return the frames (B, h, w, 3) uint8 that a sampler of single frames draws for a step."""
+    indices = np.array([start for start, _ in sampler.starts(step, batch_size)])
+    return torch.from_numpy(frames.read(indices))
+
+
+def _patches(images: Tensor, patch: int) -> Tensor:
+    """Cut (B, h, w, 3) into (B, P, patch * patch * 3) as ViTMAE's patchify does."""
+    B, h, w, C = images.shape
+    cut = images.reshape(B, h // patch, patch, w // patch, patch, C)
+    return cut.permute(0, 1, 3, 2, 4, 5).reshape(B, -1, patch * patch * C)
+
+
+def _denormalise(patches: Tensor) -> Tensor:
+    """Undo `normalise_pixels` on (B, P, patch * patch * 3)."""
+    repeats = patches.shape[-1] // 3
+    mean, std = (torch.tensor(values, device=patches.device).repeat(repeats) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return patches * std + mean
+
+
+def _to_images(patches: Tensor, patch: int) -> np.ndarray:
+    """Join (B, P, patch * patch * 3) in [0, 1] to uint8 (B, h, w, 3)."""
+    B, P, _ = patches.shape
+    side = math.isqrt(P)
+    joined = patches.reshape(B, side, side, patch, patch, 3).permute(0, 1, 3, 2, 4, 5)
+    return joined.reshape(B, side * patch, side * patch, 3).clamp(0, 1).mul(255).round().byte().cpu().numpy()

@@ -1,0 +1,51 @@
+"""What has this run done already? A run is a list of stages; each is done once, timed, and told in one line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from toto_robot.run_folder import read_json, write_json
+
+_FILE = "stages.json"
+
+
+class Stages:
+    """The stages of a run folder, in `stages.json`: name -> whether it is done, minutes, and what it found out."""
+
+    def __init__(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        """`settings` decide what the stages make; ValueError when the run folder was begun with others."""
+        self._path = run_dir / _FILE
+        found = read_json(self._path) if self._path.exists() else {"settings": dict(settings), "stages": {}}
+        changed = [key for key in settings if found["settings"].get(key) != settings[key]]
+        if changed:
+            what = ", ".join(f"{key}: {found['settings'].get(key)} -> {settings[key]}" for key in changed)
+            raise ValueError(
+                f"{run_dir} holds a run with other settings ({what}); continue it with its own settings, or start a new "
+                "run with run=<another folder>"
+            )
+        self._state: dict[str, Any] = found
+        write_json(self._path, found)
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do a stage unless it is done; return what it found out (JSON values, "summary" is the line to print)."""
+        stage = self._state["stages"].setdefault(name, {"done": False, "minutes": 0.0, "found": {}})
+        again = " (done before)" if stage["done"] else ""
+        if not stage["done"]:
+            began, before = time.monotonic(), stage["minutes"]
+            try:
+                stage["found"] = work()
+                stage["done"] = True
+            finally:  # the time of an interrupted attempt counts too
+                stage["minutes"] = before + (time.monotonic() - began) / 60
+                write_json(self._path, self._state)
+        print(f"{name:<10} {stage['found'].get('summary', ''):<72} {stage['minutes']:5.1f} min{again}", flush=True)
+        found: dict[str, Any] = stage["found"]
+        return found
+
+    @property
+    def minutes(self) -> dict[str, float]:
+        """Return the minutes that each stage took, over all its attempts."""
+        return {name: round(stage["minutes"], 2) for name, stage in self._state["stages"].items()}
