@@ -22,7 +22,7 @@ demo: setup            ## the whole chain, small: video -> tokens -> backbone ->
 	$(BIN)/toto_robot demo
 
 demo-full: setup       ## the same table at 20, 50 and 200 demonstrations over 3 policy seeds (an hour or two, resumable)
-	$(BIN)/toto_robot demo experiment=demo_full
+	$(BIN)/toto_robot demo experiment=demo_full run=outputs/demo_full
 
 test: setup            ## architecture contracts, lint, types, then the tests
 	$(BIN)/lint-imports

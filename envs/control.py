@@ -1,8 +1,8 @@
 """How does an action become servo targets?
 
 Both action modes move the *commanded* joint position, as the real arm's position interface does: a zero action holds
-still, and equal actions give equal motion. The command may lead the arm only by what makes the servo run at the joint's
-speed limit, so it never winds up against an obstacle, and it stays within the joint limits.
+the hand, and equal actions give equal motion. In the `real` preset a step is no faster than the joints' speed limits,
+and the command leads the arm only by what makes the servo run at that speed: no winding up against an obstacle.
 
 * `ee_delta`: hand translation and rotation vector in the robot's base frame (axes never turn), through one damped
   least-squares step at the measured joint position; the gripper entry is an absolute opening, -1 open .. +1 closed.
@@ -20,7 +20,7 @@ from envs import specs
 from envs.meshes import Floats
 from envs.scene import Scene
 
-DAMPING = 0.05  # of the least-squares step; costs < 2 % of the motion away from singular poses
+DAMPING = 0.02  # of the least-squares step; 10 cm of hand motion is within 1 cm (0.05: 2.5 cm)
 # The hand's pose leaves one of seven joints free. It drifts to this posture, else the elbow of PixMC's sideways start
 # sinks onto the table (14 of 200 expert episodes).
 POSTURE_RAD = np.array([0.0, 0.0, 0.0, -2.0, 0.0, 2.0, 0.785])
@@ -35,7 +35,7 @@ class ArmController:
         self._scene, self._mode, self._preset = scene, mode, preset
         self.scale = np.array(specs.action_layout(mode, preset)[2])
         period_s = 1.0 / preset.control_rate_hz
-        # A servo force kp * lead - kd * speed makes speed = lead * kp / kd: the lead at the speed limit bounds the speed.
+        # Torque kp * lead - kd * speed balances at speed = lead * kp / kd: a bounded lead bounds the speed.
         lag_s = preset.servo_kd_nms_rad / preset.servo_kp_nm_rad
         unlimited = np.full(specs.ARM_JOINTS, np.inf)
         self._lead_rad = specs.JOINT_SPEED_RAD_S * lag_s if preset.speed_limits else unlimited

@@ -1,10 +1,24 @@
-"""What is FrankaPick: where things start, what earns reward, what counts as success and as failure?"""
+"""What is FrankaPick: where things start, what earns reward, what counts as success and as failure?
+
+After PixMC's FrankaPick (MVP, `pixmc/tasks/franka_pick.py`), the task of the Toto paper's figure 6. What differs:
+
+| | PixMC | here |
+|---|---|---|
+| simulator | Isaac Gym, 60 Hz, one substep | MuJoCo; `pixmc` 60 Hz, 4 substeps; `real` 20 Hz, 10 substeps |
+| robot | URDF masses; fingers of stiffness 1e6, 200 N, separate | robosuite's masses; 20 N a finger, one motor |
+| action | 9 joint target steps | `joint_delta`: 7 joints and one finger; or `ee_delta`: hand and opening |
+| action penalty | over 9 entries | over the mode's 7 or 8 entries |
+| finger start | 0.035 m + U(-0.125, 0.125), clipped, each | one draw for both |
+| arm collision | net force on a link > 1 N after the step's one substep | the same at the step's last substep |
+| pixels | wrist, 298x224 supersampled, cropped | wrist: the crop's 104.9 degrees, no supersampling; `front` |
+| time-out | terminal, no bootstrap | `truncated` |
+| robot proprioception | 18 entries | the same 18, then the hand's position and two axes (9) |
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from envs import experts, specs
@@ -38,7 +52,7 @@ class PickTask:
         data.qpos[scene.cube_qpos : scene.cube_qpos + 7] = (x, y, CUBE_START_Z_M, 1.0, 0.0, 0.0, 0.0)
 
     def state(self, scene: Scene, data: Any) -> Floats:
-        """Return left and right grasp point, cube, cube minus each, goal height minus cube height: world frame, m. (16,)"""
+        """Return both grasp points, the cube, the cube minus each, goal minus cube height: world frame, m. (16,)"""
         left, right = _finger_points(scene, data)
         cube = data.xpos[scene.cube_body]
         return np.concatenate([left, right, cube, cube - left, cube - right, [GOAL_Z_M - cube[2]]])

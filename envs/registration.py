@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gymnasium.envs.registration import register, registry  # all that exists when envs/plugin.py calls us
+# The module, not the package: the entry point runs while gymnasium is still being imported (envs/plugin.py).
+from gymnasium.envs.registration import register, registry
 
 IDS = {"toto_robot/FrankaPick-v0": "envs.pick:make_franka_pick"}
 
@@ -11,8 +12,8 @@ def register_envs() -> None:
     """Register every environment once; safe to call again."""
     for env_id, entry_point in IDS.items():
         if env_id not in registry:
-            # The environment truncates at its own horizon and checks its own actions.
-            register(env_id, entry_point, order_enforce=True, disable_env_checker=True)
+            # No TimeLimit wrapper, no passive checker: the environment truncates and checks its actions itself.
+            register(env_id, entry_point, disable_env_checker=True)
 
 
-register_envs()
+register_envs()  # on import, for `gymnasium.make("envs.registration:toto_robot/FrankaPick-v0")`

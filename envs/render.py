@@ -67,7 +67,7 @@ class _Device:
         self.process, self.thread = os.getpid(), threading.get_ident()
         self._gl = _open_gl()
         self._gl.make_current()
-        self._contexts: dict[int, tuple[Any, Any]] = {}  # id(model) -> (model, MjrContext); the model keeps its id taken
+        self._contexts: dict[int, tuple[Any, Any]] = {}  # by id(model), with the model so that the id stays taken
         self._size: dict[int, tuple[int, int]] = {}
         atexit.register(self._close)
 
@@ -107,7 +107,7 @@ _shared: _Device | None = None
 
 
 def _device() -> _Device:
-    """Return the process's device; RuntimeError after a fork or from a second thread, where GL would hang or draw noise."""
+    """Return the process's device; RuntimeError after a fork or in a second thread, where GL hangs or draws noise."""
     global _shared
     if _shared is None:
         _shared = _Device()
@@ -129,11 +129,14 @@ def _open_gl() -> Any:
         raise ValueError(f"MUJOCO_GL must be egl or osmesa (or unset) to render without a window, got {asked!r}")
     failures = []
     for name in names:
+        missing = [f"lib{library}" for library in _LIBRARY[name] if ctypes.util.find_library(library) is None]
+        if missing:  # look first: a failed import binds PyOpenGL to this platform for the rest of the process
+            failures.append(f"{name}: {', '.join(missing)} not found")
+            continue
         try:
             return _open_backend(name)
         except (ImportError, AttributeError, RuntimeError, OSError, TypeError) as error:
-            missing = [f"lib{library}" for library in _LIBRARY[name] if ctypes.util.find_library(library) is None]
-            failures.append(f"{name}: {' and '.join(missing) + ' not found' if missing else error}")
+            failures.append(f"{name}: {error}")
     raise RuntimeError(
         f"cannot render without a display ({'; '.join(failures)}). On Debian or Ubuntu run: "
         f"apt-get install -y --no-install-recommends {_APT[names[0]]}"

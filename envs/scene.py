@@ -1,8 +1,8 @@
 """What is in the simulated world, and how is it composed, cached and compiled?
 
-robosuite's Panda and PandaGripper give kinematics, inertias and meshes; around them comes a lean world: a table, a cube,
-two cameras, position servos. The result is one self-contained MJCF text in the user's cache folder, so robosuite is
-imported once per machine and version, not once per environment.
+robosuite's Panda and PandaGripper give kinematics, inertias and meshes; around them comes a lean world: a table, a
+cube, two cameras, position servos. The result is one self-contained MJCF text in the user's cache folder, so robosuite
+is imported once per machine and version, not once per environment.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ROBOT, _WORLD = 1, 2  # collision bits: the robot meets the world, never itself
 
 @dataclass(frozen=True)
 class Scene:
-    """A compiled model and the addresses that stepping needs. Shared by all environments of a process; never written."""
+    """A compiled model and the addresses that stepping needs. All environments of a process share it; never written."""
 
     model: Any  # mujoco.MjModel
     digest: str
@@ -164,7 +164,7 @@ def compose(preset: specs.Preset, quality: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-# --- robosuite ---------------------------------------------------------------------------------------------------------
+# --- robosuite --------------------------------------------------------------------------------------------------------
 
 
 def _robosuite_panda() -> ElementTree.Element:
@@ -209,7 +209,7 @@ _Drawn = dict[str, list[tuple[str, Floats, npt.NDArray[np.int64]]]]
 
 
 def _drawn_meshes(model: Any, triangles: int) -> _Drawn:
-    """Return per body its visual meshes, one a colour, decimated to a share of `triangles` that grows with their size."""
+    """Return per body its visual meshes, one a colour, decimated to a share of `triangles` that grows with size."""
     parts: dict[tuple[str, str], list[tuple[Floats, npt.NDArray[np.int64]]]] = {}
     for geom in range(model.ngeom):
         if model.geom_group[geom] != 1 or model.geom_type[geom] != mujoco.mjtGeom.mjGEOM_MESH:
@@ -228,7 +228,7 @@ def _drawn_meshes(model: Any, triangles: int) -> _Drawn:
 
 
 def _weight(body: str, vertices: Floats, faces: npt.NDArray[np.int64]) -> float:
-    """Return a mesh's claim on triangles: the square root of its area, four times that for what the wrist camera sees."""
+    """Return a mesh's claim on triangles: the root of its area, four times that for what the wrist camera sees."""
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     area = 0.5 * float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum())
     return float(np.sqrt(area)) * (4.0 if body.startswith("gripper") else 1.0)
@@ -244,7 +244,7 @@ def _merge(parts: Iterable[tuple[Floats, npt.NDArray[np.int64]]]) -> tuple[Float
 
 
 def _collision_hulls(model: Any) -> dict[str, Floats]:
-    """Return per collision mesh geom the vertices of its convex hull, in the body's frame (MuJoCo collides hulls only)."""
+    """Return per collision mesh geom its convex hull's vertices, in the body's frame (MuJoCo collides hulls only)."""
     hulls = {}
     for geom in range(model.ngeom):
         mesh = int(model.geom_dataid[geom])
@@ -257,7 +257,7 @@ def _collision_hulls(model: Any) -> dict[str, Floats]:
     return hulls
 
 
-# --- lean robot ---------------------------------------------------------------------------------------------------------
+# --- lean robot -------------------------------------------------------------------------------------------------------
 
 
 def _rebuild_geoms(
@@ -269,12 +269,12 @@ def _rebuild_geoms(
         body.remove(unwanted)
     for geom in body.findall("geom"):
         body.remove(geom)
-        if geom.get("group") != "0":
+        if geom.get("group") != "0":  # robosuite: 0 collides, 1 is drawn
             continue
-        kept = {key: geom.attrib[key] for key in ("name", "friction", "solref", "condim") if key in geom.attrib}
-        kept |= {"class": "collision"}
+        kept = {"class": "collision"}
+        kept |= {key: value for key, value in geom.attrib.items() if key in ("name", "friction", "solref", "condim")}
         if geom.get("type") == "box":
-            kept |= {key: geom.attrib[key] for key in ("type", "size", "pos", "quat")}
+            kept |= {key: value for key, value in geom.attrib.items() if key in ("type", "size", "pos", "quat")}
         else:
             mesh = f"hull_{geom.attrib['name']}"
             _mesh_asset(assets, mesh, hulls[geom.attrib["name"]], None)
@@ -298,7 +298,7 @@ def _mesh_asset(
 
 
 def _refit_joints(robot: ElementTree.Element) -> None:
-    """Give joints the armature of the real arm, no dry friction (nine constraint rows a step), and the robot no weight."""
+    """Give joints the real arm's armature, no dry friction (nine constraint rows a step), and the robot no weight."""
     for body in robot.iter("body"):
         body.set("gravcomp", "1")
     for joint in robot.iter("joint"):

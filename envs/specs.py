@@ -45,8 +45,8 @@ class Preset:
         return 1.0 / (self.control_rate_hz * self.substeps)
 
 
-# `pixmc` follows MVP's PixMC (60 Hz, 500 steps, 1/60 * 7.5 rad a step, fingers a tenth, kp 400, kd 80). `real` is what a
-# real Panda can do at 20 Hz in the same 8.33 s; its servo is stiffer, so the arm lags a command by 0.075 s, not 0.2 s.
+# `pixmc` follows MVP's PixMC: 60 Hz, 500 steps, 7.5/60 rad a step, fingers a tenth of that in m, kp 400, kd 80. `real`
+# is what a Panda can do at 20 Hz in the same 8.33 s; its stiffer servo lags a command by kd/kp = 0.075 s, not 0.2 s.
 PRESETS = {
     "real": Preset(
         name="real",

@@ -62,6 +62,8 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         render_mode: None or `rgb_array` (the front camera, at least 480 px).
     """
 
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's)
+
     def __init__(
         self,
         task: Task,
@@ -83,7 +85,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
             raise ValueError(f"image_size must be an integer number of pixels in 8..1024, got {image_size!r}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": specs.PRESETS[preset].control_rate_hz}
+        self.metadata = {**self.metadata, "render_fps": specs.PRESETS[preset].control_rate_hz}
         self.render_mode = render_mode
         self.task, self.preset, self.obs_mode = task, specs.PRESETS[preset], obs_mode
         self.scene = load_scene(preset, render_quality)
@@ -154,7 +156,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         return self.task.expert(self, seed, noise)
 
     def simulator_state(self) -> Floats:
-        """Return everything the future depends on but the seed: MuJoCo's integration state, commands, episode counters."""
+        """Return all that the future depends on: MuJoCo's integration state, commands, episode counters. (S,)"""
         model = self.scene.model
         vector = np.zeros(mujoco.mj_stateSize(model, _STATE))
         mujoco.mj_getState(model, self.data, vector, _STATE)

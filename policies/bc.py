@@ -101,7 +101,8 @@ def load_demonstrations(store: EpisodeStore, features: Mapping[str, np.ndarray],
 
 def split_episodes(episodes: int, validation_fraction: float) -> tuple[range, range]:
     """Return (training, validation) episodes: the last ones are held out, at least one for a fraction above 0."""
-    held_out = max(1, round(episodes * validation_fraction)) if validation_fraction > 0 and episodes > 1 else 0
+    held_out = max(1, round(episodes * validation_fraction)) if validation_fraction > 0 else 0
+    held_out = min(held_out, episodes - 1)
     return range(episodes - held_out), range(episodes - held_out, episodes)
 
 
@@ -233,11 +234,12 @@ def _step(
     norm = nn.utils.clip_grad_norm_(learner.head.parameters(), config.clip_norm)
     optimizer.step()
     learner.follow(config.ema, step)
-    if not math.isfinite(float(loss)):
+    value = float(loss.detach())
+    if not math.isfinite(value):
         raise ValueError(
-            f"the cloning loss is {float(loss)} at step {step + 1}; lower bc.learning_rate ({config.learning_rate})"
+            f"the cloning loss is {value} at step {step + 1}; lower bc.learning_rate ({config.learning_rate})"
         )
-    return {"train/loss": float(loss.detach()), "train/gradient_norm": float(norm), "train/learning_rate": lr}
+    return {"train/loss": value, "train/gradient_norm": float(norm), "train/learning_rate": lr}
 
 
 def _disturb(inputs: Inputs, config: BCConfig, generator: torch.Generator) -> Inputs:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import gymnasium
@@ -26,8 +25,6 @@ def environment_id(name: str) -> str:
 def make_environment(name: str, **settings: Any) -> Any:
     """Make an environment by short name or id; ValueError names the ones there are."""
     wanted = environment_id(name)
-    if wanted not in gymnasium.registry:
-        _load_plugins(wanted.split("/")[0])
     try:
         return gymnasium.make(wanted, **settings)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.NamespaceNotFound, gymnasium.error.NameNotFound) as error:
@@ -35,12 +32,6 @@ def make_environment(name: str, **settings: Any) -> Any:
         near = difflib.get_close_matches(wanted, known, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         raise ValueError(f"no environment {wanted!r} (from env={name}){hint}; there are: {', '.join(known)}") from error
-
-
-def _load_plugins(namespace: str) -> None:
-    """Let the package that owns a namespace register its environments: gymnasium >= 1.4 no longer does that itself."""
-    for entry_point in metadata.entry_points(group="gymnasium.envs", name=namespace):
-        entry_point.load()()
 
 
 def task_spec(environment: Any) -> dict[str, Any]:

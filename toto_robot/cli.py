@@ -396,9 +396,9 @@ def _command_help(name: str, function: Callable[..., Any], schema: type) -> str:
     lines.append("keys (key=value), with their defaults:")
     for key, value in _flatten(_defaults(name)):
         shown = f"{key}={'null' if value is None else str(value).replace(' ', '')}"
-        lines.append(f"  {shown:<44}{comments.get(key, '')}".rstrip())
+        lines.append(f"  {shown:<44}  {comments.get(key, '')}".rstrip())
     lines += [
-        "  run=<folder>".ljust(46) + "where to work; the same command with the same run continues it",
+        "  run=<folder>".ljust(48) + "where to work; the same command with the same run continues it",
         "",
         "options:",
     ]

@@ -34,7 +34,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from toto_robot.data.shards import Array, ShardedArray, ShardWriter, array_metadata
+from toto_robot.data.shards import Array, ShardedArray, ShardWriter, array_metadata, write_all
 from toto_robot.run_folder import read_json, write_json
 
 Numbers = Mapping[str, bool | int | float]
@@ -89,7 +89,7 @@ class FlatStore:
         """Make an empty store; `features` maps key to (dtype, row shape). ValueError where `path` holds something."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ValueError(f"{path} exists already; open it to continue, or delete it, or choose another path")
-        children = {"data": _group(), "meta": _group()}
+        children: dict[str, dict[str, Any]] = {"data": _group(), "meta": _group()}
         children |= {f"data/{key}": array_metadata(dtype, shape) for key, (dtype, shape) in features.items()}
         children[f"meta/{ends}"] = array_metadata("int64", ())
         commit = {"kind": kind, "schema_version": SCHEMA_VERSION, "rows": 0, "items": 0, "ends": ends}
@@ -100,7 +100,7 @@ class FlatStore:
         shutil.rmtree(building, ignore_errors=True)
         with _clear_disk_errors(path, 0):
             for name, metadata in children.items():
-                write_json(building / name / "zarr.json", metadata)
+                _write_child(building / name, metadata)
             write_json(building / "zarr.json", root)
             building.rename(path)
         return cls(path, read_json(path / "zarr.json"))
@@ -287,7 +287,7 @@ class FlatStore:
         children = root["consolidated_metadata"]["metadata"]
         for key in sorted(set(values) - set(self._meta)) if self.items == 0 else ():
             children[f"meta/{key}"] = array_metadata(_meta_dtype(key, values[key]), ())
-            (self.path / "meta" / key).mkdir(exist_ok=True)
+            _write_child(self.path / "meta" / key, children[f"meta/{key}"])
             new[key] = ShardedArray(self.path / "meta" / key, children[f"meta/{key}"])
         arrays = {**self._meta, **new}
         if set(values) != set(arrays):
@@ -316,17 +316,27 @@ class FlatStore:
         for name, metadata in root["consolidated_metadata"]["metadata"].items():
             if metadata["node_type"] == "array":
                 metadata["shape"][0] = commit["rows"] if name.startswith("data/") else commit["items"]
-                # For readers that open one array by its path. Before the root, so that a finished store is right
-                # throughout; not flushed, because nobody here reads it.
-                temporary = self.path / name / ".zarr.json.tmp"
-                temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-                os.replace(temporary, self.path / name / "zarr.json")
+                _write_child(self.path / name, metadata)
         write_json(self.path / "zarr.json", root)
         self._root = root
 
 
 def _group() -> dict[str, Any]:
     return {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+
+
+def _write_child(folder: Path, metadata: dict[str, Any]) -> None:
+    """Write the `zarr.json` of one array or group, for readers that open it by its own path; we read the root only.
+
+    Written before the root, so a finished store is right throughout. In place and not flushed: a rename per array would
+    cost more than the episode.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = (json.dumps(metadata, indent=2) + "\n").encode()
+    with open(folder / "zarr.json", "r+b" if (folder / "zarr.json").exists() else "xb", buffering=0) as file:
+        write_all(file, memoryview(text), 0)
+        if os.fstat(file.fileno()).st_size > len(text):
+            os.ftruncate(file.fileno(), len(text))
 
 
 def _children(path: Path, root: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -356,5 +366,5 @@ def _clear_disk_errors(path: Path, items: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
-        reason = f"no space left to write {path} ({os.strerror(error.errno)}); the {items} items in it are safe"
+        reason = f"no space left to write {path} ({os.strerror(error.errno)}); its {items} whole items are safe"
         raise OSError(error.errno, f"{reason}: free some space and run the same command again") from error

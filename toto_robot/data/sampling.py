@@ -14,44 +14,41 @@ import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.integer[Any]]
-_ROUNDS = 8
 
 
 def permutation_index(seed: int, epoch: int, i: int | Integers, n: int) -> npt.NDArray[np.int64]:
     """Return what stands at position `i` of a shuffled range(n), in the shape of `i`, without shuffling it.
 
-    A Feistel network permutes the next power of four above n; positions that fall outside range(n) walk on along their
+    A Feistel network permutes the next power of two above n; positions that fall outside range(n) walk on along their
     cycle until they are inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, cycle-walking).
     ValueError where `i` is not inside range(n).
     """
     positions = np.asarray(i, dtype=np.int64)
     if n < 1 or (positions.size and (positions.min() < 0 or positions.max() >= n)):
         raise ValueError(f"i must be inside range({n}); got {i}")
-    half_bits = max(3, (int(n - 1).bit_length() + 1) // 2)  # at least 3: fewer bits mix badly, and the walk is short
-    keys = [_mix(np.array(_key(seed, epoch) + turn, np.uint64)) for turn in range(_ROUNDS)]
-    result = _feistel(positions.astype(np.uint64), half_bits, keys)
-    while (outside := result >= n).any():
-        result = np.where(outside, _feistel(result, half_bits, keys), result)
-    return result.astype(np.int64)
+    bits = max(6, int(n - 1).bit_length())  # fewer than 6 mix badly, and the walk from 64 is short
+    keys = np.frombuffer(hashlib.sha512(f"{seed}:{epoch}".encode()).digest(), "<u8")
+    result = _feistel(positions.astype(np.uint64).reshape(-1), bits, keys)
+    while len(outside := np.flatnonzero(result >= n)):
+        result[outside] = _feistel(result[outside], bits, keys)
+    return result.astype(np.int64).reshape(positions.shape)
 
 
-def _key(seed: int, epoch: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:7], "little")
-
-
-def _feistel(value: npt.NDArray[np.uint64], half_bits: int, keys: Sequence[npt.NDArray[np.uint64]]) -> Any:
-    mask = np.uint64(2**half_bits - 1)
-    left, right = value >> np.uint64(half_bits), value & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << np.uint64(half_bits)) | right
+def _feistel(value: npt.NDArray[np.uint64], bits: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Permute numbers of `bits` bits: each half in turn is changed by a hash of the other, which can be undone."""
+    shift, low = np.uint64(bits // 2), np.uint64(2 ** (bits // 2) - 1)
+    high = np.uint64(2 ** (bits - bits // 2) - 1)
+    left, right = value >> shift, value & low
+    for key in range(0, len(keys), 2):
+        left = left ^ (_mix(right ^ keys[key]) & high)
+        right = right ^ (_mix(left ^ keys[key + 1]) & low)
+    return (left << shift) | right
 
 
 def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Scramble 64 bits (the finaliser of SplitMix64, Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
 
 

@@ -294,7 +294,7 @@ class ShardWriter:
             shard, first = divmod(row, layout.shard_rows)
             count = min(layout.shard_rows - first, len(data) // layout.row_nbytes)
             nbytes = count * layout.row_nbytes
-            _write_all(self._open(shard), data[:nbytes], layout.header_nbytes + first * layout.row_nbytes)
+            write_all(self._open(shard), data[:nbytes], layout.header_nbytes + first * layout.row_nbytes)
             data, row = data[nbytes:], row + count
 
     def flush(self) -> None:
@@ -338,13 +338,14 @@ class ShardWriter:
         try:
             with open(path, "xb", buffering=0) as file:
                 os.ftruncate(file.fileno(), self.layout.shard_nbytes)
-                _write_all(file, memoryview(self.layout.full_index()), 0)
+                write_all(file, memoryview(self.layout.full_index()), 0)
         except OSError:
             path.unlink(missing_ok=True)  # else the next attempt would take it for a whole shard
             raise
 
 
-def _write_all(file: io.FileIO, data: memoryview, offset: int) -> None:
+def write_all(file: io.FileIO, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset` of an open file; OSError where the disk refuses."""
     while data:  # a nearly full disk takes a part first and refuses the rest on the next call
         written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written

@@ -143,7 +143,8 @@ def _open_or_create(
     now = (tokenizer.fingerprint(), precision, frames.image_px)
     if made != now:
         named = "tokenizer {:.12}, {}, {} px".format
-        raise ValueError(f"{path} was made with {named(*made)}, not with {named(*now)}; delete it or use another folder")
+        advice = "delete it or use another folder"
+        raise ValueError(f"{path} was made with {named(*made)}, not with {named(*now)}; {advice}")
     if store.records != frames.records[: len(store)]:
         raise ValueError(f"{path} holds the tokens of other clips than {frames.path}; delete it or use another folder")
     return store

@@ -1,8 +1,8 @@
 """Where do the tokens of all clips lie, and how is a window of them read fast?
 
-A token store is a zarr v3 store (flat_store.py) with `data/tokens` (N, P) uint16, one row per frame in raster order, and
-`meta/clip_ends`. It knows the tokenizer that made it by its fingerprint, and the clips by the same names, groups and
-hashes of pixels as the frame store that they came from.
+A token store is a zarr v3 store (flat_store.py): `data/tokens` (N, P) uint16, one row per frame in raster order, and
+`meta/clip_ends`. It knows the tokenizer that made it by its fingerprint, and has the records (names, groups, hashes of
+the pixels) of the frame store that the clips came from.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +16,9 @@ from toto_robot.models.presets import mae_preset
 from toto_robot.models.toto import Toto
 from toto_robot.tokenizers.dvae import DVAE, load_dvae
 from toto_robot.weights import read_config
+
+if TYPE_CHECKING:
+    from transformers import ViTMAEForPreTraining
 
 NAMES = ("toto", "mae", "random_vit", "random_toto", "none")
 
@@ -36,24 +40,15 @@ def load_encoder(
     name, folder = _resolve(name_or_dir, path)
     if name == "none":
         return NoEncoder()
-    if name == "random_vit":
-        config = mae_preset("nano") if folder is None else mae_config(_model(folder, "mae"))
-        random_vit = build_mae(config, seed=seed)
-        return MAEEncoder(
-            random_vit, name=name, layer=_layer(layer, config.layers, "last"), device=device, precision=precision
-        )
-    if folder is None:
-        raise ValueError(
-            f"encoder {name!r} needs path=<run>/pretrained_model; make one with `toto_robot pretrain` "
-            f"(objective {'mae' if name == 'mae' else 'toto'})"
-        )
-    if name == "mae":
+    if folder is None and name != "random_vit":
+        raise ValueError(f"encoder {name!r} needs path=<run>/pretrained_model; `toto_robot pretrain` makes one")
+    if name in ("mae", "random_vit"):
         if context_frames not in (None, 1):
-            raise ValueError(f"MAE has no memory; context_frames must be 1 or unset, got {context_frames}")
-        mae = _model(folder, "mae")
-        return MAEEncoder(
-            mae, name=name, layer=_layer(layer, mae_config(mae).layers, "last"), device=device, precision=precision
-        )
+            raise ValueError(f"{name} has no memory; context_frames must be 1 or unset, got {context_frames}")
+        mae = _mae(folder, None if name == "mae" else seed)
+        last = _layer(layer, mae_config(mae).layers, "last")
+        return MAEEncoder(mae, name=name, layer=last, device=device, precision=precision)
+    assert folder is not None
     toto = _model(folder, "toto")
     assert isinstance(toto, Toto)
     if name == "random_toto":
@@ -80,6 +75,14 @@ def _resolve(name_or_dir: str | Path, path: str | Path | None) -> tuple[str, Pat
     if model_type not in ("toto", "mae", "none"):
         raise ValueError(f"{name_or_dir} holds a {model_type}; expected a folder written by `toto_robot pretrain`")
     return model_type, Path(name_or_dir)
+
+
+def _mae(folder: Path | None, seed: int | None) -> ViTMAEForPreTraining:
+    """Return the MAE of a folder; with a seed, a random one of its size (without a folder: the nano preset's)."""
+    if folder is None:
+        return build_mae(mae_preset("nano"), seed=seed or 0)
+    trained: Any = _model(folder, "mae")
+    return trained if seed is None else build_mae(mae_config(trained), seed=seed)
 
 
 def _model(folder: Path, model_type: str) -> torch.nn.Module:

@@ -21,9 +21,13 @@ from toto_robot.encoders.base import (
 )
 from toto_robot.models import hub
 from toto_robot.models.mae import mae_config, mae_features, normalise_pixels
+from toto_robot.weights import write_model
 
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
+
+
+_BATCH = 64  # frames at a time: bounds the memory of a long clip
 
 
 class MAEEncoder:
@@ -53,9 +57,10 @@ class MAEEncoder:
     @torch.no_grad()
     def encode(self, frames: Frames) -> Tensor:
         """Encode frames (B, h, w, 3); return (B, P, D) float32."""
-        pixels = normalise_pixels(fit_frames(frames, self.image_px, self.device))
+        fitted = fit_frames(frames, self.image_px, self.device).split(_BATCH)
         with autocast(self.precision, self.device):
-            return mae_features(self._fast_model, pixels, self.layer).float()
+            parts = [mae_features(self._fast_model, normalise_pixels(part), self.layer).float() for part in fitted]
+        return torch.cat(parts)
 
     def encode_clip(self, frames: Frames) -> Tensor:
         """Encode clips (B, T, h, w, 3) frame by frame; return (B, T, P, D) float32."""
@@ -105,8 +110,6 @@ class NoEncoder:
 
     def save(self, folder: Path) -> None:
         """Write a config that says none."""
-        from toto_robot.weights import write_model
-
         write_model(Path(folder), {"model_type": "none"}, {})
 
     def settings(self) -> dict[str, object]:

@@ -22,7 +22,7 @@ from toto_robot.models import hub
 from toto_robot.models.toto import Toto
 from toto_robot.tokenizers.dvae import DVAE, save_dvae
 
-_TOKENIZER_BATCH = 64  # frames: bounds the memory of a long clip
+_BATCH = 64  # frames at a time: bounds the memory of a long clip
 
 
 class TotoEncoder:
@@ -61,7 +61,7 @@ class TotoEncoder:
         """Return the tokens (B, P) int64 of frames (B, h, w, 3)."""
         fitted = fit_frames(frames, self.image_px, self.device)
         with autocast(self.precision, self.device):
-            parts = [self._fast_tokenizer.encode(part).flatten(1) for part in fitted.split(_TOKENIZER_BATCH)]
+            parts = [self._fast_tokenizer.encode(part).flatten(1) for part in fitted.split(_BATCH)]
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -74,8 +74,8 @@ class TotoEncoder:
         """Encode tokens (B, P) of single frames; return (B, P, D) float32."""
         ids, _ = self.model.config.pack(codes[:, None].to(self.device))
         with autocast(self.precision, self.device):
-            output = self._fast_model(ids, layers=(self.layer,), logits=False)
-        return output.features[self.layer][:, 1:].float()
+            parts = [self._fast_model(part, layers=(self.layer,), logits=False) for part in ids.split(_BATCH)]
+        return torch.cat([part.features[self.layer][:, 1:].float() for part in parts])
 
     @torch.no_grad()
     def encode_clip(self, frames: Frames) -> Tensor:

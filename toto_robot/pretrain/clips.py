@@ -18,9 +18,7 @@ class Division:
     training: Integers
     held_out: Integers
 
-    def samplers(
-        self, frames: int, strides: Sequence[int], seed: int
-    ) -> tuple[ClipSampler, ClipSampler | None]:
+    def samplers(self, frames: int, strides: Sequence[int], seed: int) -> tuple[ClipSampler, ClipSampler | None]:
         """Return the samplers of training and held-out windows of `frames` frames; None where nothing is held out.
 
         ValueError, with the number of frames that is needed, where no training clip is long enough.
@@ -63,8 +61,8 @@ def fitting_strides(lengths: Integers, frames: int, strides: Sequence[int]) -> t
         return fitting
     if longest < frames:
         raise ValueError(
-            f"the longest training clip has {longest} frames, but a training sample is {frames} frames: add videos of at "
-            f"least {frames} frames"
+            f"the longest training clip has {longest} frames, but a training sample is {frames} frames: add videos of "
+            f"at least {frames} frames"
         )
     largest = (longest - 1) // (frames - 1) if frames > 1 else 1
     print(f"no clip is long enough for strides {tuple(strides)}: using every {largest}. frame instead")

@@ -1,8 +1,8 @@
 """How is a model trained? The only loop: Toto, MAE and the tokenizer differ in their objective, not in their loop.
 
 The state of a training is (parameters, buffers, optimizer moments, step). The batch of a step is a function of (seed,
-step) and the random generators are set anew from (seed, step), so nothing else has to be remembered: a run killed at any
-moment and started again ends with the bits of a run that was never killed (on the same number of threads).
+step) and the random generators are set anew from (seed, step), so nothing else has to be remembered: a run killed at
+any moment and started again ends with the bits of a run that was never killed (on the same number of threads).
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Objective(Protocol):
     name: str  # "toto", "mae" or "tokenizer"
     unit: str  # what throughput counts: "tokens" or "images"
     units_per_step: int
-    model: nn.Module  # its state_dict is everything the training changes, buffers included
+
+    @property
+    def model(self) -> nn.Module:
+        """Return the model; its state_dict is everything the training changes, buffers included."""
 
     def before_step(self, step: int) -> None:
         """Change the model between steps where the recipe asks for it (a function of state, seed and step)."""

@@ -55,6 +55,15 @@ class TotoObjective:
         self._tokenizer_dir = tokenizer_dir
         self._forward = model if forward is None else forward
 
+    @property
+    def has_held_out(self) -> bool:
+        """Say whether there is something to validate on."""
+        return self._held_out is not None
+
+    def validation_batches_of(self, samples: int) -> int:
+        """Return how many batches hold `samples` held-out windows, or all of them where there are fewer."""
+        return batches_of(samples, self._held_out, self._batch_size)
+
     def before_step(self, step: int) -> None:
         """Nothing to do."""
 
@@ -137,8 +146,8 @@ def unigram_nats(codes: np.ndarray, vocab: int) -> float:
 class MAEObjective:
     """Masked autoencoding of single frames (arXiv 2111.06377), by the transformers model's own loss.
 
-    No augmentation: the paper's random resized crop and flip teach that place and handedness do not matter, and for an arm
-    over a table they are the task. The frames move by themselves.
+    No augmentation: the paper's random resized crop and flip teach that place and handedness do not matter, and for an
+    arm over a table they are the task. The frames move by themselves.
     """
 
     name = "mae"
@@ -162,6 +171,15 @@ class MAEObjective:
         self._frames, self._training, self._held_out = frames, training, held_out
         self._seed, self._validation_batches = seed, validation_batches
         self._forward: Callable[..., Any] = model if forward is None else forward
+
+    @property
+    def has_held_out(self) -> bool:
+        """Say whether there is something to validate on."""
+        return self._held_out is not None
+
+    def validation_batches_of(self, samples: int) -> int:
+        """Return how many batches hold `samples` held-out frames, or all of them where there are fewer."""
+        return batches_of(samples, self._held_out, self.units_per_step)
 
     def before_step(self, step: int) -> None:
         """Nothing to do."""
@@ -221,7 +239,7 @@ class MAEObjective:
 
 
 class TokenizerObjective:
-    """Reconstruction through a codebook (VQ-EMA): first a plain autoencoder, then quantised (see `tokenizers/vq.py`)."""
+    """Reconstruction through a codebook: first a plain autoencoder, then quantised (VQ-EMA, see `tokenizers/vq.py`)."""
 
     name = "tokenizer"
     unit = "images"
@@ -286,6 +304,12 @@ def unit_images(frames: Tensor) -> Tensor:
     return frames.permute(0, 3, 1, 2).float() / 255
 
 
+def batches_of(samples: int, sampler: ClipSampler | None, batch_size: int) -> int:
+    """Return how many batches hold `samples` samples, or all that the sampler has."""
+    there = samples if sampler is None else min(samples, sampler.samples)
+    return max(1, there // batch_size)
+
+
 def read_frames(frames: FrameStore, sampler: ClipSampler, step: int, batch_size: int) -> Tensor:
     """Return the frames (B, h, w, 3) uint8 that a sampler of single frames draws for a step."""
     indices = np.array([start for start, _ in sampler.starts(step, batch_size)])
@@ -302,8 +326,8 @@ def _patches(images: Tensor, patch: int) -> Tensor:
 def _denormalise(patches: Tensor) -> Tensor:
     """Undo `normalise_pixels` on (B, P, patch * patch * 3)."""
     repeats = patches.shape[-1] // 3
-    mean, std = (torch.tensor(values, device=patches.device).repeat(repeats) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return patches * std + mean
+    mean = torch.tensor(IMAGENET_MEAN, device=patches.device).repeat(repeats)
+    return patches * torch.tensor(IMAGENET_STD, device=patches.device).repeat(repeats) + mean
 
 
 def _to_images(patches: Tensor, patch: int) -> np.ndarray:

@@ -63,7 +63,7 @@ def draw_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]], *, title: str,
 def _figure_size(canvas: np.ndarray) -> tuple[float, float]:
     """Return inches that show small pictures enlarged and large ones no wider than a screen."""
     scale = min(2.0, 1700 / canvas.shape[1])
-    return (canvas.shape[1] * scale / _DPI + 1.3, canvas.shape[0] * scale / _DPI + 0.5)
+    return (max(7.5, canvas.shape[1] * scale / _DPI + 1.3), canvas.shape[0] * scale / _DPI + 0.5)  # 7.5: the title's
 
 
 def _label_rows(axes: Axes, labels: Sequence[str], height_px: int) -> None:

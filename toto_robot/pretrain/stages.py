@@ -23,8 +23,8 @@ class Stages:
         if changed:
             what = ", ".join(f"{key}: {found['settings'].get(key)} -> {settings[key]}" for key in changed)
             raise ValueError(
-                f"{run_dir} holds a run with other settings ({what}); continue it with its own settings, or start a new "
-                "run with run=<another folder>"
+                f"{run_dir} holds a run with other settings ({what}); continue it with its own settings, or start a "
+                "new run with run=<another folder>"
             )
         self._state: dict[str, Any] = found
         write_json(self._path, found)

@@ -14,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toto_robot.tokenizers.dvae import DVAE, Decoder, DVAEConfig, Encoder, init_convs, map_pixels, unmap_pixels
+from toto_robot.tokenizers.dvae import (
+    DVAE,
+    Decoder,
+    DVAEConfig,
+    Encoder,
+    ResidualBlock,
+    init_convs,
+    map_pixels,
+    unmap_pixels,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,7 @@ class VQAutoencoder(nn.Module):
         self.encoder = Encoder(config.hidden, config.blocks_per_group, width)
         self.decoder = Decoder(config.hidden, config.blocks_per_group, width, config.decoder_init)
         init_convs(self, generator)
+        open_residual_paths(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.register_buffer("codebook", torch.zeros(config.vocab, width))  # (V, 16)
         self.register_buffer("use", torch.zeros(config.vocab))  # moving average of latents a code got
@@ -91,7 +101,9 @@ class VQAutoencoder(nn.Module):
         pictures = self.decoder(z)[:, :3].float().sigmoid()
         mse = F.mse_loss(unmap_linear(pictures), images)
         psnr_db = -10 * torch.log10(F.mse_loss(unmap_pixels(pictures.detach()), images))
-        report |= {"loss": self._loss(mse, commitment), "mse": mse.detach(), "psnr_db": psnr_db}
+        # The commitment is in units of the present error, or it would outweigh the picture as the picture gets good.
+        loss = mse + self.vq.commitment * mse.detach() * commitment
+        report |= {"loss": loss, "mse": mse.detach(), "psnr_db": psnr_db}
         return report
 
     @torch.no_grad()
@@ -120,9 +132,6 @@ class VQAutoencoder(nn.Module):
         state[output + "bias"] = (2 * e @ offset - e.square().sum(dim=1)).float()
         state[first + "weight"] = (expand @ e.T)[:, :, None, None].float()
         return state
-
-    def _loss(self, mse: Tensor, commitment: Tensor) -> Tensor:
-        return mse + self.vq.commitment * mse.detach() * commitment
 
     def _assign(self, latents: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.training and not self.started:
@@ -161,6 +170,20 @@ class VQAutoencoder(nn.Module):
             self.use[dead] = mean_use
             self.total[dead] = latents[chosen] * mean_use
         self.codebook.copy_(self.total / self.use[:, None])
+
+
+@torch.no_grad()
+def open_residual_paths(module: nn.Module) -> None:
+    """Scale the last conv of every residual path so that the path starts at half strength, whatever the block's gain.
+
+    OpenAI's gain of 1 / blocks^2 starts them nearly closed, for three million steps; we have a thousand. Measured after 500
+    steps of 16 robot frames (hidden 32): cube pixels 13.7 -> 15.5 dB, all pixels of the front camera 21.4 -> 21.7 dB.
+    """
+    for block in module.modules():
+        if isinstance(block, ResidualBlock):
+            last = block.res_path.conv_4
+            assert isinstance(last, nn.Conv2d)
+            last.weight.mul_(0.5 / block.gain)
 
 
 def unmap_linear(mapped: Tensor) -> Tensor:

@@ -1,0 +1,90 @@
+"""Does the scripted expert pick, repeat, and act on the present state alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from envs.task import RobotEnv
+
+Make = Callable[..., RobotEnv]
+
+
+def _episode(env: RobotEnv, seed: int, noise: float) -> tuple[bool, int, list[str]]:
+    env.reset(seed=seed)
+    expert = env.expert(seed, noise)
+    phases = []
+    while True:
+        action = expert.act()
+        phases.append(action.phase)
+        *_, terminated, truncated, info = env.step(action.executed)
+        if info["success"] or terminated or truncated:
+            return info["success"], len(phases), phases
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(0.0, 75), (0.2, 130), (0.3, 166)])
+def test_picks_on_fresh_seeds(make: Make, noise: float, steps: int) -> None:
+    env = make(obs_mode="proprio")
+    for seed in range(500, 515):
+        success, length, phases = _episode(env, seed, noise)
+        assert success and length <= steps, (seed, length)
+        assert set(phases) == {"reach", "descend", "close", "lift"}
+
+
+def test_picks_in_the_pixmc_preset(make: Make) -> None:
+    env = make(obs_mode="proprio", preset="pixmc")
+    for seed in range(3):
+        assert _episode(env, seed, 0.2)[0]
+
+
+def test_noise_is_on_the_executed_arm_action_only_and_follows_the_seed(make: Make) -> None:
+    env = make(obs_mode="proprio")
+    env.reset(seed=0)
+    first, again, other = (env.expert(seed, 0.25).act() for seed in (1, 1, 2))
+    assert np.array_equal(first.executed, again.executed)
+    assert not np.array_equal(first.executed, other.executed)
+    assert np.array_equal(first.clean, other.clean)
+    assert first.clean[6] == first.executed[6]
+    quiet = env.expert(1).act()
+    assert np.array_equal(quiet.clean, quiet.executed)
+    expert = env.expert(0, 0.25)
+    drawn = np.array([expert.act().executed[:6] for _ in range(400)])
+    inside = np.abs(first.clean[:6]) < 0.3  # far from the clip
+    assert drawn.std(axis=0)[inside] == pytest.approx(0.25, rel=0.15)
+    assert np.abs(drawn).max() <= 1.0
+
+
+def test_label_depends_on_the_state_alone(make: Make) -> None:
+    """An expert that has watched the episode and a new one in a new environment give one label."""
+    env, other = make(obs_mode="proprio"), make(obs_mode="proprio")
+    env.reset(seed=4)
+    other.reset(seed=5)
+    expert = env.expert(0, 0.2)
+    for _ in range(70):
+        action = expert.act()
+        other.set_simulator_state(env.simulator_state())
+        newcomer = other.expert(123).act()
+        assert np.array_equal(action.clean, newcomer.clean) and action.phase == newcomer.phase
+        env.step(action.executed)
+
+
+def test_recovers_a_missed_grasp(make: Make) -> None:
+    """Closed fingers beside the cube: it opens and tries again."""
+    env = make(obs_mode="proprio")
+    env.reset(seed=0)
+    for _ in range(20):
+        env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    assert env.data.qpos[7] < 0.005
+    expert = env.expert(0)
+    for _ in range(100):
+        info = env.step(expert.act().executed)[4]
+    assert info["success"]
+
+
+def test_wrong_use_is_refused(make: Make) -> None:
+    with pytest.raises(ValueError, match="ee_delta"):
+        make(action_mode="joint_delta").expert(0)
+    with pytest.raises(ValueError, match=r"0\.\.1, got -0\.1"):
+        make().expert(0, noise=-0.1)

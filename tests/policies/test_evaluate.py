@@ -1,0 +1,158 @@
+"""Is an evaluation a function of bundle and seeds: on any number of processes, interrupted, refusing what misleads?"""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policies.bundle import load_policy
+from policies.environment import make_environment
+from policies.evaluate import EvaluateConfig, EvaluationConfig, Evaluator, evaluate
+from policies.rollout import Job, environment_settings, roll_out, worker
+from policies.train import train_bundle
+from toto_robot.data.video import probe
+from toto_robot.run_folder import read_json
+
+pytestmark = pytest.mark.render
+CONFIG = EvaluationConfig(episodes=3, workers=1, envs_per_worker=2, videos=0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, demos, toto):
+    from conftest import make_small
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    return train_bundle(make_small(demos, toto, folder), folder / "run")
+
+
+def outcome(record):
+    """Everything but where and how fast an episode ran."""
+    keys = ("seed", "success", "steps", "ended", "reward")
+    return {key: round(record[key], 3) if key == "reward" else record[key] for key in keys}
+
+
+def outcomes(run_dir):
+    records = [json.loads(line) for line in (run_dir / "episodes.jsonl").read_text().splitlines()]
+    return sorted(map(outcome, records), key=lambda record: record["seed"])
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, bundle):
+    """One evaluation by the command, on two processes, with videos."""
+    run_dir = tmp_path_factory.mktemp("run")
+    config = EvaluateConfig(policy=str(bundle), episodes=3, workers=2, envs_per_worker=2, videos=1)
+    assert evaluate(config, run_dir) == 0
+    return run_dir
+
+
+def test_evaluation_json_says_what_scripts_rely_on(evaluated):
+    result = read_json(evaluated / "evaluation.json")
+    assert result["env"] == "toto_robot/FrankaPick-v0" and result["preset"] == "real"
+    assert result["seeds"] == [1_000_000, 1_000_002] and result["episodes"] == 3
+    assert result["rate"] == result["successes"] / 3 and len(result["wilson95"]) == 2
+    assert result["encoder"]["name"] == "toto" and len(result["hashes"]["policy"]) == 64
+    assert sum(row["episodes"] for row in result["by_environment"]) == 3
+    assert {row["worker"] for row in result["by_environment"]} == {0, 1}
+    assert sum(result["ended"].values()) == 3
+    assert all(result["ms_per_step"][part] > 0 for part in ("sim", "encode", "head"))
+
+
+def test_failures_are_on_video_with_cameras_side_by_side(evaluated):
+    successes = read_json(evaluated / "evaluation.json")["successes"]
+    videos = list((evaluated / "videos").glob("*.mp4"))
+    assert len(videos) == (successes > 0) + (successes < 3)
+    assert (probe(videos[0]).width, probe(videos[0]).height) == (512, 256)
+    assert (evaluated / "rollouts.png").exists()
+
+
+def test_an_interrupted_evaluation_continues_on_other_processes(bundle, evaluated, tmp_path):
+    """A kill in the middle of the second line: the first result is kept, the others are run again, in one process."""
+    lines = (evaluated / "episodes.jsonl").read_text().splitlines()
+    (tmp_path / "episodes.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
+    with Evaluator(CONFIG) as evaluator:
+        result = evaluator.evaluate(bundle, tmp_path)
+        assert (tmp_path / "episodes.jsonl").read_text().splitlines()[0] == lines[0]
+        assert outcomes(tmp_path) == outcomes(evaluated)
+        assert evaluator.evaluate(bundle, tmp_path) == result
+    assert result["successes"] == read_json(evaluated / "evaluation.json")["successes"]
+
+
+def test_the_lockstep_is_what_one_environment_alone_does(bundle):
+    """The same seed by hand: reset, act, step, until success or the horizon."""
+    policy = load_policy(bundle)
+    settings = environment_settings(policy)
+    job = Job(bundle=str(bundle), seeds=(1_000_000, 1_000_001, 1_000_002), slots=2, worker=0)
+    environments = [make_environment(**settings) for _ in range(2)]
+    results = {result.seed: result for result in roll_out(policy, environments, job)}
+    assert sorted(results) == list(job.seeds)
+    alone = load_policy(bundle)
+    environment = make_environment(**settings)
+    observation, _ = environment.reset(seed=1_000_002)
+    reward, steps, ended = 0.0, 0, False
+    while not ended:
+        observation, r, terminated, truncated, info = environment.step(alone.act(observation))
+        reward, steps = reward + float(r), steps + 1
+        ended = terminated or truncated or info["success"]
+    assert results[1_000_002].steps == steps
+    assert results[1_000_002].reward == pytest.approx(reward, rel=1e-2)
+
+
+class Expert:
+    """Acts as the scripted expert does, through the interface of a policy: the rollout must find the success."""
+
+    def __init__(self, environments, task):
+        self.task, self.cameras, self._environments = task, (), environments
+        self.time = type("Time", (), {"encode_s": 0.0, "head_s": 0.0})()
+
+    def reset(self, rows=None, batch=None):
+        pass
+
+    def act(self, observation):
+        return np.stack([e.unwrapped.expert(seed=0).act().clean for e in self._environments])
+
+
+def test_an_episode_ends_with_success(bundle):
+    policy = load_policy(bundle)
+    environments = [make_environment(**environment_settings(policy)) for _ in range(2)]
+    job = Job(bundle="", seeds=(1_000_000, 1_000_001, 1_000_002), slots=2, worker=5)
+    results = list(roll_out(Expert(environments, policy.task), environments, job))
+    assert [result.success for result in results] == [True] * 3
+    assert all(result.ended == "success" and 20 < result.steps < 120 and result.worker == 5 for result in results)
+    assert {result.slot for result in results} == {0, 1}
+
+
+def test_demonstrated_seeds_are_refused(bundle, tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"overlap the demonstrations' \(0 to 2\).*first_seed=3"),
+        Evaluator(replace(CONFIG, first_seed=2)) as evaluator,
+    ):
+        evaluator.evaluate(bundle, tmp_path)
+
+
+def test_results_of_another_policy_are_not_mixed_in(bundle, tmp_path):
+    (tmp_path / "episodes.jsonl").write_text(
+        json.dumps({"seed": 1_000_000, "success": True, "policy": "f" * 64}) + "\n"
+    )
+    with pytest.raises(ValueError, match="results of another policy"), Evaluator(CONFIG) as evaluator:
+        evaluator.evaluate(bundle, tmp_path)
+
+
+def test_another_scene_is_refused(bundle, tmp_path):
+    from policies.bundle import _hash_files
+
+    other = shutil.copytree(bundle, tmp_path / "bundle")
+    text = (other / "policy.json").read_text()
+    scene = read_json(other / "policy.json")["task"]["scene_hash"]
+    (other / "policy.json").write_text(text.replace(scene, "0123456789abcdef"))
+    (other / "hashes.json").write_text(json.dumps(_hash_files(other)))
+    job = Job(bundle=str(other), seeds=(1,), slots=1, worker=0)
+    with pytest.raises(ValueError, match="expected scene_hash '0123456789abcdef'"):
+        next(worker(iter([job])))
+
+
+@pytest.mark.parametrize("values", [{"episodes": 0}, {"envs_per_worker": 0}, {"first_seed": -1}, {"videos": -1}])
+def test_bad_settings_are_refused(values):
+    with pytest.raises(ValueError, match="expected"):
+        EvaluationConfig(**values)

@@ -1,0 +1,114 @@
+"""Does the whole of train-policy run, repeat for nothing, share its cache, and tell a user what is wrong?"""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from policies.encoder import EncoderConfig
+from policies.train import compare_encoders, open_demonstrations, train_bundle, train_policy
+from toto_robot.data.episodes import EpisodeStore, FeatureSpec
+from toto_robot.run_folder import read_json
+
+pytestmark = pytest.mark.render
+
+
+def test_a_run_leaves_a_policy_and_its_rate_and_repeats_for_nothing(small, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    assert train_policy(small, run) == 0
+    said = capsys.readouterr().out
+    for name in (
+        "bundle/hashes.json",
+        "evaluation.json",
+        "loss.png",
+        "rollouts.png",
+        "metrics.jsonl",
+        "checkpoints/last",
+    ):
+        assert (run / name).exists(), name
+    assert read_json(run / "bundle" / "evaluation.json") == read_json(run / "evaluation.json")
+    assert "of 3 held-out episodes" in (run / "bundle" / "MODEL_CARD.md").read_text()
+    before = {path: os.stat(path).st_mtime_ns for path in run.rglob("*.safetensors")}
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError("a finished run works again")
+
+    for name in ("open_encoder", "cached_features", "train_head"):
+        monkeypatch.setattr(f"policies.train.{name}", refuse)
+    monkeypatch.setattr("policies.evaluate.Processes", refuse)
+    assert train_policy(small, run) == 0
+    assert capsys.readouterr().out == said
+    assert {path: os.stat(path).st_mtime_ns for path in run.rglob("*.safetensors")} == before
+
+
+def test_a_table_shares_features_and_processes(small, tmp_path, monkeypatch):
+    import policies.evaluate as module
+
+    started = []
+    real = module.Processes
+    monkeypatch.setattr(module, "Processes", lambda *arguments: started.append(1) or real(*arguments))
+    base = replace(small, evaluation=replace(small.evaluation, episodes=1, videos=0))
+    blind = EncoderConfig(name="none")
+    results = compare_encoders(
+        base, tmp_path / "table", encoders=[small.encoder, blind], demonstrations=[2, 3], seeds=[0]
+    )
+    assert [(r["encoder"]["name"], r["policy"]["demonstrations"]) for r in results] == [
+        ("toto", 3), ("toto", 2), ("none", 3), ("none", 2),
+    ]  # fmt: skip
+    assert started == [1]
+    assert results[2]["encoder"]["parameters"] == 0 and results[2]["ms_per_step"]["encode"] < 0.01
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["front.json", "front.npy", "wrist.json", "wrist.npy"]
+    assert read_json(folder / "front.json")["episodes"] == 3
+
+
+def test_other_settings_do_not_continue_a_run(small, tmp_path):
+    train_bundle(small, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds a policy of other settings \(seed: 0 -> 1\)"):
+        train_bundle(replace(small, seed=1), tmp_path / "run")
+
+
+def test_a_missing_encoder_says_which_command_makes_it(small, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"no mae encoder at .*pretrained_model; make it with `toto_robot pretrain model=mae_nano"
+    ):
+        train_bundle(
+            replace(small, encoder=EncoderConfig(name="mae", path=str(tmp_path / "pretrained_model"))), tmp_path
+        )
+    with pytest.raises(ValueError, match=r"expected encoder.name toto, mae"):
+        EncoderConfig(name="tito")
+
+
+def test_demonstrations_must_fit_the_task(small, demos, tmp_path):
+    with pytest.raises(ValueError, match="holds demonstrations of 'toto_robot/FrankaPick-v0', the policy is for"):
+        open_demonstrations(replace(small, env="franka_cabinet"))
+    with pytest.raises(ValueError, match=r"no camera side; it has front, wrist"):
+        open_demonstrations(replace(small, cameras=("front", "side")))
+    with pytest.raises(ValueError, match=r"asked for 9 demonstrations, .* holds 3; use demonstrations=3"):
+        open_demonstrations(replace(small, demonstrations=9))
+    with pytest.raises(ValueError, match=r"toto_robot collect"):
+        open_demonstrations(replace(small, demos=str(tmp_path / "nothing")))
+
+
+def test_nan_in_a_foreign_store_is_named(small, store, tmp_path, monkeypatch):
+    """The store refuses NaN when it is written; a file that was damaged or made elsewhere may hold it all the same."""
+    features = {key: FeatureSpec(spec.dtype, spec.shape, spec.names) for key, spec in store.features.items()}
+    for key in ("timestamp", "frame_index", "episode_index"):
+        features.pop(key)
+    copy = EpisodeStore.create(tmp_path / "copy", features=features, fps=20, env=store.env)
+    for index in range(3):
+        episode = {key: value for key, value in store.episode(index).items() if key in features}
+        copy.append(episode, {"seed": index})
+    copy.close()
+    state = next((tmp_path / "copy" / "data" / "observation.state").glob("c*"), None)
+    assert state is not None
+    clean = store.read("observation.state", 0, store.steps)
+    raw = bytearray(state.read_bytes())
+    at = raw.find(clean[5].tobytes())
+    assert at > 0
+    raw[at : at + 4] = np.float32(np.nan).tobytes()
+    state.write_bytes(bytes(raw))
+    config = replace(small, demos=str(tmp_path / "copy"))
+    with pytest.raises(ValueError, match=r"NaN or infinity in observation.state of the demonstrations: q1_scaled"):
+        train_bundle(config, tmp_path / "run")

@@ -1,0 +1,95 @@
+"""A small Toto, tokens and frames to train on in seconds; as a script, a training to be killed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.pretrain.toy_videos import write_plain
+from toto_robot.data.frames import FrameStore, prepare_frames
+from toto_robot.data.sources import find_sources
+from toto_robot.data.tokens import TokenStore
+from toto_robot.models.toto import Toto, TotoConfig
+from toto_robot.pretrain.clips import divide
+from toto_robot.pretrain.loop import LoopConfig, Trained, train
+from toto_robot.pretrain.objectives import TokenizerObjective, TotoObjective
+from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
+from toto_robot.tokenizers.vq import VQAutoencoder, VQConfig
+
+CPU = torch.device("cpu")
+SIZES = TotoConfig(
+    name="toy", visual_vocab=16, width=32, layers=2, heads=2, ffn_width=64, tokens_per_frame=4, frames=4,
+    context_frames=4, image_px=16,
+)  # fmt: skip
+DVAE_SIZES = DVAEConfig(name="toy", hidden=8, blocks_per_group=1, vocab=16, decoder_init=8)
+
+
+def token_store(path: Path, clips: int = 8, frames: int = 30) -> TokenStore:
+    """Make (or open) a store in which every clip counts upwards: the next token can be learned."""
+    if path.exists():
+        return TokenStore.open(path)
+    store = TokenStore.create(path, grid=(2, 2), vocab=16, image_px=16, tokenizer="toy", precision="fp32")
+    for clip in range(clips):
+        codes = (np.arange(frames)[:, None] + 3 * np.arange(4) + clip) % 16
+        store.append(codes, {"name": f"clip_{clip}", "group": f"clip_{clip}", "frames": frames})
+    store.finish()
+    store.close()
+    return store
+
+
+def frame_store(path: Path, clips: int = 4, frames: int = 24, size_px: int = 16) -> FrameStore:
+    """Make (or open) a store of moving squares."""
+    if not path.exists():
+        folder = write_plain(path.with_name(f"{path.name}_videos"), clips, frames)
+        prepare_frames(find_sources(folder), path, size_px, progress=False)
+    return FrameStore.open(path)
+
+
+def toto_objective(folder: Path, model: Toto | None = None, batch_size: int = 8) -> TotoObjective:
+    """Return the small Toto on the counting tokens, its tokenizer folder filled."""
+    tokens = token_store(folder / "tokens")
+    if not (folder / "tokenizer").exists():
+        save_dvae(DVAE(DVAE_SIZES, generator=torch.Generator().manual_seed(0)), folder / "tokenizer")
+    division = divide(tokens.clip_ends, [r["group"] for r in tokens.records], 0.25, 0, SIZES.frames)
+    training, held_out = division.samplers(SIZES.frames, (1, 2), 0)
+    model = model or Toto(SIZES, generator=torch.Generator().manual_seed(0))
+    return TotoObjective(
+        model, tokens, training=training, held_out=held_out, batch_size=batch_size, tokenizer_dir=folder / "tokenizer",
+        validation_batches=2,
+    )  # fmt: skip
+
+
+def tokenizer_objective(folder: Path, plain_steps: int = 10) -> TokenizerObjective:
+    """Return a small tokenizer on the moving squares."""
+    frames = frame_store(folder / "frames")
+    division = divide(frames.clip_ends, [r["group"] for r in frames.records], 0.25, 0)
+    training, held_out = division.samplers(1, (1,), 0)
+    vq = VQConfig(code_width=4, reservoir=64, kmeans_rounds=3)
+    model = VQAutoencoder(DVAE_SIZES, vq, generator=torch.Generator().manual_seed(0))
+    return TokenizerObjective(
+        model, frames, training=training, held_out=held_out, batch_size=4, seed=0, plain_steps=plain_steps,
+        validation_batches=2,
+    )  # fmt: skip
+
+
+def loop_settings(steps: int = 40, **changes: object) -> LoopConfig:
+    """Return settings for a short training."""
+    values: dict[str, object] = {
+        "steps": steps, "lr": 3e-3, "warmup_steps": 4, "final_lr_ratio": 0.1, "weight_decay": 0.1, "clip": 1.0,
+        "seed": 0, "checkpoint_every": 9, "eval_every": 15, "log_every": 1,
+    }  # fmt: skip
+    return LoopConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def train_toy(kind: str, folder: Path, run_dir: Path) -> Trained:
+    """Train the small Toto or the small tokenizer."""
+    objective = toto_objective(folder) if kind == "toto" else tokenizer_objective(folder)
+    return train(objective, loop_settings(), run_dir, device=CPU, dtype=torch.bfloat16)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_toy(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

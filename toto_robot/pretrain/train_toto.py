@@ -1,0 +1,175 @@
+"""How is Toto trained on tokens, measured on held-out ones, and shown?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from toto_robot.data.frames import FrameStore
+from toto_robot.data.tokens import TokenStore
+from toto_robot.encoders.base import autocast, resolve_precision
+from toto_robot.models.generate import generate
+from toto_robot.models.hub import from_pretrained
+from toto_robot.models.toto import Toto, TotoConfig
+from toto_robot.pretrain.clips import Division, divide
+from toto_robot.pretrain.config import PretrainConfig
+from toto_robot.pretrain.loop import Objective, compiled, train
+from toto_robot.pretrain.objectives import TotoObjective, unigram_nats
+from toto_robot.pretrain.optim import choose_device, choose_precision
+from toto_robot.pretrain.pictures import draw_loss, draw_rows
+from toto_robot.pretrain.stages import Stages
+from toto_robot.run_folder import write_json
+from toto_robot.tokenizers.dvae import DVAE, load_dvae
+
+_CLIPS_DRAWN = 3
+_TEMPERATURE = 0.8
+
+
+def train_toto(
+    config: PretrainConfig,
+    run_dir: Path,
+    stages: Stages,
+    tokens: TokenStore,
+    tokenizer_dir: Path,
+    frames: FrameStore | None,
+) -> dict[str, Any]:
+    """Do the stages train, validate and pictures; return what the summary says. `frames` are only drawn."""
+    sizes = config.sizes()
+    assert isinstance(sizes, TotoConfig)
+    groups = [record["group"] for record in tokens.records]
+    division = divide(tokens.clip_ends, groups, config.val_fraction, config.seed, sizes.frames)
+
+    def objective(model: Toto, forward: torch.nn.Module | None = None) -> TotoObjective:
+        training, held_out = division.samplers(sizes.frames, config.strides, config.seed)
+        return TotoObjective(
+            model,
+            tokens,
+            training=training,
+            held_out=held_out,
+            batch_size=config.recipe().batch_size,
+            tokenizer_dir=tokenizer_dir,
+            forward=forward,
+        )
+
+    def work() -> dict[str, Any]:
+        device = choose_device(config.device)
+        model = Toto(sizes, generator=torch.Generator().manual_seed(config.seed)).to(device)
+        forward = compiled(model, run_dir) if config.compile else None
+        return run_loop(config, run_dir, objective(model, forward), device)
+
+    trained = stages.run("train", work)
+    validated = stages.run(
+        "validate", lambda: _validate(config, run_dir, objective(_trained(config, run_dir)), tokens, division)
+    )
+    stages.run("pictures", lambda: _draw(config, run_dir, tokens, division, frames, validated))
+    return {**trained, **validated}
+
+
+def run_loop(config: PretrainConfig, run_dir: Path, objective: Objective, device: torch.device) -> dict[str, Any]:
+    """Do the stage that trains; return its summary."""
+    trained = train(objective, config.loop(), run_dir, device=device, dtype=choose_precision(config.precision, device))
+    unit, seen = objective.unit, trained.units
+    parameters = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
+    return {
+        "summary": f"{trained.steps} steps, {seen:,} {unit} at {trained.units_per_second:,.0f}/s, "
+        f"{parameters / 1e6:.2f} M weights",
+        "parameters": parameters,
+        "steps": trained.steps,
+        f"{unit}_seen": seen,
+        f"{unit}_per_s": round(trained.units_per_second, 1),
+        "train_seconds": round(trained.seconds, 1),
+    }
+
+
+def _trained(config: PretrainConfig, run_dir: Path) -> Toto:
+    model = from_pretrained(run_dir / "pretrained_model", choose_device(config.device))
+    assert isinstance(model, Toto)
+    return model
+
+
+def _validate(
+    config: PretrainConfig, run_dir: Path, objective: TotoObjective, tokens: TokenStore, division: Division
+) -> dict[str, Any]:
+    """Measure the trained model on held-out windows, beside what needs no model; write `per_position.json`."""
+    if not objective.has_held_out:
+        return {"summary": "nothing is held out", "val_loss": None}
+    device = choose_device(config.device)
+    with autocast(resolve_precision(config.precision, device), device):
+        measured = objective.measure(objective.validation_batches_of(config.recipe().val_samples))
+    starts = np.concatenate([[0], division.ends[:-1]])
+    codes = np.concatenate([tokens.tokens.read(starts[clip], division.ends[clip]) for clip in division.held_out])
+    unigram = unigram_nats(codes, tokens.vocab)
+    by_frame = np.array(measured.per_position).reshape(-1, tokens.tokens_per_frame).mean(1)
+    write_json(
+        run_dir / "per_position.json",
+        {
+            "unit": "nats per token",
+            "windows": measured.windows,
+            "per_position": [round(value, 4) for value in measured.per_position],
+            "per_frame": by_frame.round(4).tolist(),
+        },
+    )
+    return {
+        "summary": f"{measured.loss:.3f} nats a token (unigram {unigram:.3f}), {measured.accuracy:.3f} right "
+        f"(copying {measured.copy_accuracy:.3f})",
+        "val_loss": round(measured.loss, 4),
+        "val_unigram": round(unigram, 4),
+        "val_accuracy": round(measured.accuracy, 4),
+        "val_copy_accuracy": round(measured.copy_accuracy, 4),
+        "val_first_frame": round(float(by_frame[0]), 4),
+        "val_last_frame": round(float(by_frame[-1]), 4),
+        "val_windows": measured.windows,
+    }
+
+
+def _draw(
+    config: PretrainConfig,
+    run_dir: Path,
+    tokens: TokenStore,
+    division: Division,
+    frames: FrameStore | None,
+    validated: dict[str, Any],
+) -> dict[str, Any]:
+    """Draw the loss curve, and what the model makes of the first quarter of a window beside what really came."""
+    references = {"unigram": validated["val_unigram"]} if "val_unigram" in validated else {}
+    draw_loss(run_dir, unit="nats per token", references=references)
+    model = _trained(config, run_dir)
+    device = model.embed.weight.device
+    tokenizer = load_dvae(run_dir / "pretrained_model" / "tokenizer", device)
+    T, given = model.config.frames, max(1, model.config.frames // 4)
+    training, held_out = division.samplers(T, config.strides, config.seed)
+    windows = _of_different_clips((held_out or training).starts(0, 100 * _CLIPS_DRAWN), division)
+    truth = np.stack([tokens.window(start, T, stride) for start, stride in windows]).astype(np.int64)  # (B, T, P)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    with autocast(resolve_precision(config.precision, device), device):
+        prompt = torch.from_numpy(truth[:, :given])
+        made = generate(model, prompt, T - given, temperature=_TEMPERATURE, generator=generator).cpu().numpy()
+    rows = []
+    for index, (start, stride) in enumerate(windows):
+        if frames is not None:
+            rows.append(("video", frames.clip(start, T, stride)))
+        rows.append(("its tokens", _pictures(tokenizer, truth[index], tokens.grid)))
+        rows.append(("continued", _pictures(tokenizer, made[index], tokens.grid)))
+    title = (
+        f"{config.model}, {'training' if held_out is None else 'held-out'} video; right of the line the model draws "
+        f"every token (temperature {_TEMPERATURE})"
+    )
+    draw_rows(run_dir / "continuation.png", rows, title=title, mark=given)
+    return {"summary": "loss.png, continuation.png"}
+
+
+def _of_different_clips(windows: list[tuple[int, int]], division: Division) -> list[tuple[int, int]]:
+    """Return the first few windows of which no two lie in the same clip."""
+    by_clip: dict[int, tuple[int, int]] = {}
+    for start, stride in windows:
+        by_clip.setdefault(int(np.searchsorted(division.ends, start, side="right")), (start, stride))
+    return list(by_clip.values())[:_CLIPS_DRAWN]
+
+
+def _pictures(tokenizer: DVAE, codes: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Decode codes (T, P) to uint8 (T, h, w, 3)."""
+    device = next(tokenizer.parameters()).device
+    return tokenizer.decode(torch.from_numpy(codes).view(-1, *grid).to(device)).cpu().numpy()
