@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_system_libraries.sh
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
 	@# The reference dVAE for the parity tests: its metadata asks for torchvision, its code does not use it.
-	$(BIN)/python -m pip install --quiet --no-deps 'DALL-E==0.1' requests
+	$(BIN)/python -m pip install --quiet --no-deps 'DALL-E==0.1' attrs
 	$(BIN)/toto_robot doctor || true
 	@touch $(STAMP)
 

@@ -3,16 +3,18 @@
     python benchmarks/pretrain_speed.py                      # nano, about two minutes on two cores
     python benchmarks/pretrain_speed.py --model tiny --rounds 5
 
-One JSON object a line: `hf_eager` (both eager, as `toto_robot pretrain` runs by default) and `hf_compiled` (both compiled).
-A step is forward, cross-entropy, backward, clip and fused AdamW, in the autocast precision of `pretrain`. Peer weights are
-ours, exported; the losses are compared before anything is timed. Rounds are paired: each times every variant once, and the
-ratio is the median over rounds. `limit` is the tokens per second at which the model's matrix products alone would saturate
-the machine's measured matrix-product speed. FLOPs per token: 6 (N - embedding) + 6 L T D, causal half counted.
+One JSON object a line: `hf_eager` (both eager, as `toto_robot pretrain` runs by default) and `hf_compiled` (both
+compiled). A step is forward, cross-entropy, backward, clip and fused AdamW, in the autocast precision of `pretrain`.
+Peer weights are ours, exported; the losses are compared before anything is timed. Rounds are paired: each times every
+variant once, and the ratio is the median over rounds. `limit` is the tokens per second at which the model's FLOPs would
+take all of the speed of a matrix product, measured between the rounds. FLOPs per token: 6 (N - embedding) + 6 L T D,
+L layers, T positions, width D: the causal half of the attention is counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -77,7 +79,7 @@ def build(config: TotoConfig, device: torch.device, dtype: torch.dtype, cache: P
         for how in ("eager", "compiled"):
             model = make()
             call = model if how == "eager" else compiled(model, cache)
-            variants[f"{name}_{how}"] = Variant(model, lambda ids, call=call, options=options: call(ids, **options), dtype)
+            variants[f"{name}_{how}"] = Variant(model, functools.partial(call, **options), dtype)
     return variants
 
 
@@ -105,7 +107,7 @@ def product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
 def measure(
     config: TotoConfig, batch: int, rounds: int, device: torch.device, dtype: torch.dtype, cache: Path
 ) -> tuple[dict[str, list[float]], float]:
-    """Return the seconds of every variant in every round, and the best FLOPs per second of a matrix product between them.
+    """Return the seconds of every variant in every round, and the best FLOPs per second of a matrix product.
 
     Leaves the process when the variants do not compute the same loss.
     """

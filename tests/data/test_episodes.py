@@ -219,10 +219,10 @@ def test_demonstrations_of_another_env_are_refused(tmp_path: Path) -> None:
 
 
 def collect_few(path: Path) -> EpisodeStore:
-    """Collect three short episodes of one key, over several shards."""
+    """Collect two short episodes of one key, over two shards."""
     features = {"action": FEATURES["action"]}
     store = EpisodeStore.open(path) if path.exists() else EpisodeStore.create(path, features=features, fps=5, env=ENV)
-    for number in range(len(store), 3):
+    for number in range(len(store), 2):
         store.append({"action": episode(number)["action"]}, {"seed": number})
     store.close()
     return store
@@ -244,11 +244,25 @@ def test_killed_at_every_touch_of_the_disk_and_resumed(tmp_path: Path) -> None:
         assert all_files(tmp_path / "killed") == expected, f"killed at touch {touch}"
         shutil.rmtree(tmp_path / "killed")
         touch += 1
-    assert touch > 100, "hardly anything was tried"
+    assert touch > 80, "hardly anything was tried"
 
 
 def python(script: str, path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+
+
+def test_reads_on_after_a_kill_while_cleaning_up(tmp_path: Path) -> None:
+    """A writer that dies while it zeroes leftovers leaves a short shard; appending to it afterwards loses nothing."""
+    collect(tmp_path / "s", 1).close()
+    shard = tmp_path / "s" / "data" / "action" / "c.0.0"
+    rows_end = shard.stat().st_size - (256 * shards.MAX_CHUNK_ROWS - 5) * 8
+    os.truncate(shard, rows_end)
+    store = EpisodeStore.open(tmp_path / "s")
+    np.testing.assert_array_equal(store.episode(0)["action"], episode(0)["action"])
+    store.append(episode(1), meta(1))
+    np.testing.assert_array_equal(store.episode(1)["action"], episode(1)["action"])
+    collect(tmp_path / "straight", 2)
+    assert all_files(tmp_path / "s") == all_files(tmp_path / "straight")
 
 
 COLLECTOR = """
@@ -289,7 +303,7 @@ def test_a_full_disk_is_told_and_the_store_stays_whole(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", nearly_full)
         with pytest.raises(OSError, match=r"no space left .*2 whole items are safe: free some space") as told:
-            store.append(episode(2), meta(2))
+            store.append(episode(6), meta(6))  # longer than the one that comes in its place
         assert told.value.errno == errno.ENOSPC
     assert len(EpisodeStore.open(tmp_path / "s")) == 2
     store.append(episode(2), meta(2))  # some space was freed

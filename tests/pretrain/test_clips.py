@@ -52,7 +52,7 @@ def test_strides_that_fit_are_kept_and_too_large_ones_replaced(capsys):
 
 
 def test_too_short_videos_say_how_many_frames_are_needed():
-    with pytest.raises(ValueError, match="longest training clip has 9 frames.*sample is 16 frames.*at least 16"):
+    with pytest.raises(ValueError, match=r"longest training clip has 9 frames.*sample is 16 frames.*at least 16"):
         fitting_strides(np.array([9, 4]), 16, (1, 2))
 
 

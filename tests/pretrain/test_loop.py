@@ -34,10 +34,8 @@ class Regression:
         self.model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(0.3), nn.Linear(width, 1))
         self.at_step = at_step
 
-    def before_step(self, step: int) -> None:
-        self.at_step(step)
-
     def batch(self, step: int) -> torch.Tensor:
+        self.at_step(step)
         return torch.randn(16, 4, generator=torch.Generator().manual_seed(step_seed(5, step)))
 
     def loss(self, batch, step):

@@ -72,7 +72,7 @@ def test_device_and_precision_are_checked():
     assert choose_precision("bf16", cpu) == torch.bfloat16
     assert choose_precision("fp32", cpu) == torch.float32
     assert choose_precision("auto", cpu) in (torch.bfloat16, torch.float32)
-    with pytest.raises(ValueError, match="precision must be .* got 'half'"):
+    with pytest.raises(ValueError, match=r"precision must be .* got 'half'"):
         choose_precision("half", cpu)
     with pytest.raises(ValueError, match="expected device"):
         choose_device("tpu please")

@@ -111,7 +111,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path):
         pretrain(config, tmp_path / "a")
     frames = _frames(tmp_path / "large", clips=2, length=20, size_px=128)
     config = PretrainConfig(model="tiny", tokenizer=str(tmp_path / "tokenizer"), frames=str(frames), **SHORT)
-    with pytest.raises(ValueError, match="tiny expects 8192 codes and 256 tokens.*has 1024 codes and makes 256"):
+    with pytest.raises(ValueError, match=r"tiny expects 8192 codes and 256 tokens.*has 1024 codes and makes 256"):
         pretrain(config, tmp_path / "b")
 
 

@@ -51,8 +51,8 @@ def test_measure_by_hand():
     error = (2 * 0.25 * 16 + 1 / 256) / 4  # mean square over four frames
     assert measured["psnr_db"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
     assert measured["codes_used"] == 2
-    share = 2 / 16
-    assert measured["perplexity"] == pytest.approx(np.exp(-share * np.log(share) - (1 - share) * np.log(1 - share)), abs=0.1)
+    entropy = -(2 / 16 * np.log(2 / 16) + 14 / 16 * np.log(14 / 16))
+    assert measured["perplexity"] == pytest.approx(np.exp(entropy), abs=0.1)
     assert measured["stability"] == 1.0
 
 

@@ -42,7 +42,12 @@ def write_odd(folder: Path) -> Path:
 
 
 def _write(
-    path: Path, frames: np.ndarray, *, codec: str = "libx264", options: dict | None = None, steps: list[int] | None = None
+    path: Path,
+    frames: np.ndarray,
+    *,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    steps: list[int] | None = None,
 ) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30, options=options or {})

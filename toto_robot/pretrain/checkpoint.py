@@ -165,7 +165,7 @@ def _load_optimizer(stored: Mapping[str, Tensor], model: nn.Module, optimizer: t
             raise ValueError(f"the checkpoint has optimizer state of {name}, which the configured model does not train")
         parameter = parameters[name]
         if tensor.shape == parameter.shape:
-            # A moment must lie in memory as its parameter does (channels_last convs): the fused kernel pairs them by address.
+            # A moment must lie in memory as its parameter does (channels_last): the fused kernel pairs them by address.
             tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
         optimizer.state[parameter][key] = tensor.to(parameter.device)
 

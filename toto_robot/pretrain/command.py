@@ -84,7 +84,8 @@ def _tokenizer_dir(config: PretrainConfig, run_dir: Path, stages: Stages, frames
     sizes = config.sizes()
     assert isinstance(sizes, TotoConfig)
     settings = TrainTokenizerConfig(
-        frames=str(frames.path), model=config.tokenizer_model, vocab=sizes.visual_vocab, image_px=sizes.image_px,
+        frames=str(frames.path.resolve()), image_px=sizes.image_px,
+        model=config.tokenizer_model, vocab=sizes.visual_vocab,
         steps=config.tokenizer_steps, warmup_steps=min(50, config.tokenizer_steps // 10),
         val_fraction=config.val_fraction, seed=config.seed, device=config.device, precision=config.precision,
         checkpoint_every=config.checkpoint_every, eval_every=config.eval_every,

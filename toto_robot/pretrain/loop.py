@@ -39,9 +39,6 @@ class Objective(Protocol):
     def model(self) -> nn.Module:
         """Return the model; its state_dict is everything the training changes, buffers included."""
 
-    def before_step(self, step: int) -> None:
-        """Change the model between steps where the recipe asks for it (a function of state, seed and step)."""
-
     def batch(self, step: int) -> Tensor:
         """Return the batch of step `step`, on the CPU."""
 
@@ -136,7 +133,6 @@ def train(
         meter = _Meter(device)
         for step in range(start, config.steps):
             torch.manual_seed(step_seed(config.seed, step))
-            objective.before_step(step)
             lr = config.learning_rate(step)
             set_learning_rate(optimizer, lr)
             batch = objective.batch(step).to(device)
@@ -263,6 +259,9 @@ class _Meter:
         return means, seconds
 
 
+_INTERRUPTED = b"\nfinishing this step, then saving (Ctrl-C again: stop now, from the last checkpoint)\n"
+
+
 @contextlib.contextmanager
 def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag, so that no step is left half applied; the second one acts at once."""
@@ -272,7 +271,7 @@ def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        print("\nfinishing this step, then saving (Ctrl-C again: stop now, losing the steps since the last checkpoint)")
+        os.write(2, _INTERRUPTED)  # not print: the signal may arrive inside one
 
     try:
         before = signal.signal(signal.SIGINT, note)

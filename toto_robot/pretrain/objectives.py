@@ -64,9 +64,6 @@ class TotoObjective:
         """Return how many batches hold `samples` held-out windows, or all of them where there are fewer."""
         return batches_of(samples, self._held_out, self._batch_size)
 
-    def before_step(self, step: int) -> None:
-        """Nothing to do."""
-
     def batch(self, step: int) -> Tensor:
         """Return codes (B, T, P) int64 of step `step`."""
         return self._codes(self._training, step)
@@ -181,9 +178,6 @@ class MAEObjective:
         """Return how many batches hold `samples` held-out frames, or all of them where there are fewer."""
         return batches_of(samples, self._held_out, self.units_per_step)
 
-    def before_step(self, step: int) -> None:
-        """Nothing to do."""
-
     def batch(self, step: int) -> Tensor:
         """Return frames (B, h, w, 3) uint8 of step `step`."""
         return read_frames(self._frames, self._training, step, self.units_per_step)
@@ -262,21 +256,22 @@ class TokenizerObjective:
         self._frames, self._training, self._held_out = frames, training, held_out
         self._seed, self._plain_steps, self._validation_batches = seed, plain_steps, validation_batches
 
-    def before_step(self, step: int) -> None:
-        """Nothing to do: the first quantised step starts the codebook."""
-
     def batch(self, step: int) -> Tensor:
         """Return frames (B, h, w, 3) uint8 of step `step`."""
         return read_frames(self._frames, self._training, step, self.units_per_step)
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the reconstruction loss; logs PSNR, and the use of the codebook by this batch."""
+        """Return the reconstruction loss; logs PSNR, and the use of the codebook by this batch.
+
+        The first quantised step starts the codebook.
+        """
         generator = torch.Generator().manual_seed(step_seed(self._seed, step, "codebook"))
         report = self.model(unit_images(batch), quantise=step >= self._plain_steps, generator=generator)
         loss = report.pop("loss")
         zero = torch.zeros((), device=loss.device)
         return loss, {"commitment": zero, "perplexity": zero, "codes_used": zero} | report
 
+    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return loss and PSNR on held-out frames, always the same ones, as good as the training is so far."""
         if self._held_out is None:

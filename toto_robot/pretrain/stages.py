@@ -15,8 +15,12 @@ _FILE = "stages.json"
 class Stages:
     """The stages of a run folder, in `stages.json`: name -> whether it is done, minutes, and what it found out."""
 
-    def __init__(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        """`settings` decide what the stages make; ValueError when the run folder was begun with others."""
+    def __init__(self, run_dir: Path, settings: Mapping[str, Any], title: str = "") -> None:
+        """`settings` decide what the stages make; ValueError when the run folder was begun with others.
+
+        `title` stands before the name of each stage that is printed.
+        """
+        self._title = title
         self._path = run_dir / _FILE
         found = read_json(self._path) if self._path.exists() else {"settings": dict(settings), "stages": {}}
         changed = [key for key in settings if found["settings"].get(key) != settings[key]]
@@ -41,7 +45,8 @@ class Stages:
             finally:  # the time of an interrupted attempt counts too
                 stage["minutes"] = before + (time.monotonic() - began) / 60
                 write_json(self._path, self._state)
-        print(f"{name:<10} {stage['found'].get('summary', ''):<72} {stage['minutes']:5.1f} min{again}", flush=True)
+        line = f"{self._title + name:<19} {stage['found'].get('summary', ''):<76}"
+        print(f"{line} {stage['minutes']:5.1f} min{again}", flush=True)
         found: dict[str, Any] = stage["found"]
         return found
 

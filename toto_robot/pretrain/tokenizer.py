@@ -87,7 +87,7 @@ def train_tokenizer(config: TrainTokenizerConfig, run_dir: Path) -> int:
     """
     if not (config.data or config.frames):
         raise ValueError("nothing to train on: give data=<folder of videos or episode store>, or frames=<frame store>")
-    stages = Stages(run_dir, config.deciding())
+    stages = Stages(run_dir, config.deciding(), title="tokenizer ")
     frames_dir = Path(config.frames) if config.frames else run_dir / "frames"
     if data := config.data:
         stages.run("frames", lambda: prepare(data, frames_dir, config.image_px, config.limit_frames, 1))
