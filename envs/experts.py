@@ -28,6 +28,15 @@ LAG_GAIN = 0.5  # share of the remaining error commanded in one servo lag: fast 
 LIFT_X_M, LIFT_Z_M = 0.40, 0.80  # base frame; further out the arm cannot hold the cube up there, hand down
 
 
+# White noise on a position command averages out within a few steps: it never takes the hand where a cloned policy's
+# errors, which persist, take it, and a policy that has only seen such demonstrations hovers beside the cube for ever.
+# So the noise also shoves: for SHOVE_S a constant push in a random direction, then time to come back, as the label
+# says. Fifty demonstrations with white noise alone gave 39 of 100 successes, with shoves 88 (Toto, same head).
+SHOVE_S = 0.4
+SHOVES_PER_S = 0.6
+SHOVE_GAIN = 3.0  # deviation of a shove over that of the white noise
+
+
 @dataclass(frozen=True)
 class ExpertAction:
     """One decision: the label, what to execute, and the phase's name."""
@@ -50,6 +59,8 @@ class PickExpert:
             raise ValueError(f"noise is a standard deviation on actions in [-1, 1]: 0..1, got {noise}")
         self._env, self._noise = env, noise
         self._random = np.random.default_rng(seed)
+        self._shove = np.zeros(6)
+        self._shove_steps = 0  # that are left of the present shove
         preset = env.preset
         self._gain = LAG_GAIN * preset.servo_kp_nm_rad / (preset.servo_kd_nms_rad * preset.control_rate_hz)
 
@@ -57,8 +68,19 @@ class PickExpert:
         """Return the action for the environment's present state."""
         clean, phase = self._clean()
         executed = clean.copy()
-        executed[:6] = np.clip(clean[:6] + self._noise * self._random.standard_normal(6), -1.0, 1.0)
+        executed[:6] = np.clip(clean[:6] + self._disturbance(), -1.0, 1.0)
         return ExpertAction(clean.astype(np.float32), executed.astype(np.float32), phase)
+
+    def _disturbance(self) -> Floats:
+        """Draw white noise, and begin, hold or end a shove."""
+        rate_hz = self._env.preset.control_rate_hz
+        random = self._random
+        white, start, direction = random.standard_normal(6), random.random(), random.standard_normal(6)
+        if self._shove_steps > 0:
+            self._shove_steps -= 1
+        elif start < SHOVES_PER_S / rate_hz:
+            self._shove, self._shove_steps = SHOVE_GAIN * self._noise * direction, round(SHOVE_S * rate_hz)
+        return self._noise * white + (self._shove if self._shove_steps else 0.0)
 
     def _clean(self) -> tuple[Floats, str]:
         env = self._env

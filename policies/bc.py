@@ -31,13 +31,13 @@ LOSSES = ("mse", "l1", "huber")
 class BCConfig:
     """Settings of behaviour cloning. Device is the CPU: the heads are small and the features are read, not computed."""
 
-    steps: int = 1500  # optimizer steps
+    steps: int = 1000  # optimizer steps
     batch_size: int = 128  # frames a step
     learning_rate: float = 1e-3  # peak, AdamW
     warmup_steps: int = 50  # linear warm-up; a cosine to zero follows
     weight_decay: float = 1e-2  # on matrices
     clip_norm: float = 1.0  # largest gradient norm
-    loss: str = "huber"  # mse, l1 or huber, on normalised actions
+    loss: str = "l1"  # mse, l1 or huber, on normalised actions
     ema: float = 0.998  # decay of the averaged weights that become the policy; 0 takes the last weights
     proprio_noise: float = 0.05  # standard deviation added to normalised proprioception
     proprio_dropout: float = 0.0  # part of the samples whose proprioception is zeroed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,8 +28,8 @@ class DemoConfig:
     """Settings of `toto_robot demo`: the defaults fit two CPU cores."""
 
     video_episodes: int = 150  # unlabelled episodes to pretrain on, recorded from seed 500000 on
-    video_noise: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)  # expert noise in the video, cycled (action units)
-    tokenizer_steps: int = 1100  # training steps of the tokenizer
+    video_noise: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)  # expert noise in the video, cycled (action units)
+    tokenizer_steps: int = 700  # training steps of the tokenizer
     toto_steps: int = 500  # training steps of Toto
     mae_steps: int = 700  # training steps of MAE
     pretrained: str | None = None  # another demo's run folder, to take its trained encoders from
@@ -37,7 +38,7 @@ class DemoConfig:
     policy_seeds: int = 1  # heads trained per row, with seeds 0, 1, ...
     episodes: int = 100  # held-out episodes for each Toto head
     control_episodes: int = 50  # held-out episodes for each other head
-    context_frames: int | None = 4  # frames that the Toto stream looks back on
+    context_frames: int | None = 1  # frames that the Toto stream looks back on; 1 did best at this size
     bc: BCConfig = field(default_factory=BCConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
@@ -64,7 +65,7 @@ def demo(config: DemoConfig, run_dir: Path) -> int:
     stages.run("demonstrations", lambda: _collect(run_dir / "collect", store, count, 0, None))
     results: list[dict[str, Any]] = []
     for name in config.encoders:
-        found = stages.run(f"policy {name}", lambda name=name: _policies(config, run_dir, store, encoders[name]))
+        found = stages.run(f"policy {name}", functools.partial(_policies, config, run_dir, store, encoders[name]))
         results += found["results"]
     rows = _rows(results)
     _report(config, run_dir, stages, rows)

@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from policies.observation import Inputs
 from toto_robot.models.pooling import AttentionPooling
 
+POOLINGS = ("both", "values", "coordinates")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """Sizes of the pooled MLP head."""
 
-    chunk_steps: int = 4  # actions predicted at once, K
+    chunk_steps: int = 1  # actions predicted at once, K
+    pooling: str = "both"  # what attention gives: values (what is there), coordinates (where it looks), or both
     queries: int = 4  # learned queries of the attention pooling, each camera
     attention_heads: int = 4  # heads of the attention pooling
     query_init: float = 1.0  # standard deviation of the first queries
     position_init: float = 0.5  # standard deviation of the first positions; tokens are normed to 1
-    camera_width: int = 128  # features that each camera contributes
+    camera_width: int = 64  # features that each camera contributes
     proprio_width: int = 64  # features that the proprioception contributes
     hidden: tuple[int, ...] = (256, 256)  # widths of the trunk
 
@@ -31,6 +34,8 @@ class HeadConfig:
         for name in ("chunk_steps", "queries", "attention_heads", "camera_width", "proprio_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected head.{name} of at least 1, got {getattr(self, name)}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"expected head.pooling {', '.join(POOLINGS)}, got {self.pooling!r}")
         if not self.hidden:
             raise ValueError("expected at least one width in head.hidden, such as [256, 256]")
 
@@ -38,8 +43,12 @@ class HeadConfig:
 class PooledMLP(nn.Module):
     """Attention pooling with learned positions per camera, a proprioception MLP, a trunk, a chunk of K actions.
 
+    Beside the pooled values each attention map gives its mean place in the picture (spatial softmax, Finn et al. 2016):
+    two numbers that say where something is generalise from few demonstrations where hundreds of values overfit.
     The output is in normalised action units. Without cameras it is a policy of proprioception alone.
     """
+
+    grid: Tensor
 
     def __init__(
         self,
@@ -53,18 +62,11 @@ class PooledMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.proprio_dim, self.action_dim = config, proprio_dim, action_dim
-        pooled = config.queries * token_width
-        self.pools = nn.ModuleDict(
-            {
-                name: AttentionPooling(token_width, config.queries, config.attention_heads, tokens_per_frame)
-                for name in cameras
-            }
-        )
-        for pool in self.pools.values():
-            # AttentionPooling's own N(0, 0.02) attends evenly, and stays there for hundreds of steps: a saddle.
-            nn.init.normal_(pool.query, std=config.query_init)  # type: ignore[arg-type]
-            nn.init.normal_(pool.position, std=config.position_init)  # type: ignore[arg-type]
-        self.projections = nn.ModuleDict({name: _block(pooled, config.camera_width) for name in cameras})
+        self.pools = nn.ModuleDict({name: _pool(config, tokens_per_frame, token_width) for name in cameras})
+        self.register_buffer("grid", token_grid(tokens_per_frame), persistent=False)
+        pooled = {"values": config.queries * token_width, "coordinates": 2 * config.queries * config.attention_heads}
+        width = sum(count for kind, count in pooled.items() if config.pooling in (kind, "both"))
+        self.projections = nn.ModuleDict({name: _block(width, config.camera_width) for name in cameras})
         self.proprio = _block(proprio_dim, config.proprio_width)
         widths = [len(self.pools) * config.camera_width + config.proprio_width, *config.hidden]
         self.trunk = nn.Sequential(*(_block(a, b) for a, b in itertools.pairwise(widths)))
@@ -76,10 +78,7 @@ class PooledMLP(nn.Module):
         `feature_dropout` zeroes that part of the camera and proprioception features, drawn from `generator`: the masks
         are an argument, so that a resumed training draws the same ones.
         """
-        parts = [
-            self.projections[name](pool_tokens(pool, inputs.tokens[name]))  # type: ignore[arg-type]
-            for name, pool in self.pools.items()
-        ]
+        parts = [self.projections[name](self._pooled(name, inputs.tokens[name])) for name in self.pools]
         features = torch.cat([*parts, self.proprio(inputs.proprio)], dim=-1)
         if feature_dropout > 0:
             kept = torch.rand(features.shape, generator=generator) >= feature_dropout
@@ -87,12 +86,28 @@ class PooledMLP(nn.Module):
         chunk: Tensor = self.out(self.trunk(features))
         return chunk.view(-1, self.config.chunk_steps, self.action_dim)
 
+    def _pooled(self, camera: str, tokens: Tensor) -> Tensor:
+        values, attention = pool_tokens(self.pools[camera], tokens)  # type: ignore[arg-type]
+        if self.config.pooling == "values":
+            return values
+        coordinates = (attention.transpose(1, 2) @ self.grid).flatten(1)  # (B, queries * H * 2)
+        return coordinates if self.config.pooling == "coordinates" else torch.cat([values, coordinates], dim=1)
 
-def pool_tokens(pool: AttentionPooling, tokens: Tensor) -> Tensor:
-    """Compute `pool(tokens)`, (B, P, D) to (B, queries * D), many times faster where the tokens are not trained.
 
-    The queries do not depend on the input, so everything linear moves off the tokens, onto the few queries or behind
-    the softmax: q (W x) = (W^T q) x, sum a (W x) = W (sum a x), and the same for the norm's scale and the positions.
+def token_grid(tokens_per_frame: int) -> Tensor:
+    """Return the place of each token of a square frame, (P, 2): row and column from -1 to 1."""
+    side = math.isqrt(tokens_per_frame)
+    assert side * side == tokens_per_frame, f"{tokens_per_frame} tokens are no square frame"
+    line = torch.linspace(-1, 1, side)
+    return torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).reshape(tokens_per_frame, 2)
+
+
+def pool_tokens(pool: AttentionPooling, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `pool(tokens)` (B, queries * D) and its attention (B, P, queries * H), faster than the pool itself.
+
+    The queries do not depend on the input and the tokens are not trained, so everything linear moves off the tokens,
+    onto the few queries or behind the softmax: q (W x) = (W^T q) x, sum a (W x) = W (sum a x), and the same for the
+    norm's scale and the positions.
     What is left on the tokens costs P D queries heads, not P D^2.
     """
     H, D = pool.heads, pool.width
@@ -108,7 +123,17 @@ def pool_tokens(pool: AttentionPooling, tokens: Tensor) -> Tensor:
     seen = ((attention * shrink).transpose(1, 2) @ tokens) * pool.norm.weight
     if pool.position is not None:
         seen = seen + attention.transpose(1, 2) @ pool.position
-    return torch.einsum("bqhd,hkd->bqhk", seen.unflatten(1, (pool.queries, H)), value).flatten(1)
+    values = torch.einsum("bqhd,hkd->bqhk", seen.unflatten(1, (pool.queries, H)), value).flatten(1)
+    return values, attention
+
+
+def _pool(config: HeadConfig, tokens_per_frame: int, token_width: int) -> AttentionPooling:
+    pool = AttentionPooling(token_width, config.queries, config.attention_heads, tokens_per_frame)
+    # The module's own N(0, 0.02) attends evenly everywhere, and stays there for hundreds of steps: a saddle.
+    nn.init.normal_(pool.query, std=config.query_init)
+    assert pool.position is not None
+    nn.init.normal_(pool.position, std=config.position_init)
+    return pool
 
 
 def _block(width_in: int, width_out: int) -> nn.Sequential:

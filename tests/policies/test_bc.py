@@ -38,7 +38,7 @@ def made_up(episodes=6, length=20) -> Demonstrations:
     generator = np.random.default_rng(0)
     count = episodes * length
     proprio = generator.normal(size=(count, 4)).astype(np.float32)
-    tokens = generator.normal(size=(count, 5, 8)).astype(np.float16)
+    tokens = generator.normal(size=(count, 4, 8)).astype(np.float16)
     actions = np.stack([proprio[:, 0] + tokens[:, 2, 1], proprio[:, 1], np.sign(tokens[:, 0, 0])], axis=1)
     return Demonstrations(
         proprio=proprio,

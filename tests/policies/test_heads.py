@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from policies.chunks import ChunkExecution, ExecutionConfig
-from policies.heads.pooled_mlp import HeadConfig, PooledMLP, pool_tokens
+from policies.heads.pooled_mlp import HeadConfig, PooledMLP, pool_tokens, token_grid
 from policies.observation import Inputs
 from toto_robot.models.pooling import AttentionPooling
 
@@ -19,7 +19,8 @@ def test_fast_pooling_equals_attention_pooling_and_its_gradients(positions):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     tokens = 3 * torch.randn(5, 10, 24, generator=generator)
     weights = torch.randn(5, 72, generator=generator)
-    plain, fast = pool(tokens), pool_tokens(pool, tokens)
+    plain, (fast, attention) = pool(tokens), pool_tokens(pool, tokens)
+    torch.testing.assert_close(attention.sum(dim=1), torch.ones(5, 6))
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
     parameters = list(pool.parameters())
     for got, expected in zip(
@@ -30,17 +31,20 @@ def test_fast_pooling_equals_attention_pooling_and_its_gradients(positions):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
-def _head(cameras):
-    config = HeadConfig(chunk_steps=2, queries=2, attention_heads=2, camera_width=8, proprio_width=8, hidden=(32,))
+def _head(cameras, pooling="both"):
+    config = HeadConfig(
+        pooling=pooling, chunk_steps=2, queries=2, attention_heads=2, camera_width=8, proprio_width=8, hidden=(32,)
+    )
     torch.manual_seed(0)
     return PooledMLP(config, cameras=cameras, tokens_per_frame=9, token_width=16, proprio_dim=4, action_dim=3)
 
 
-def test_a_head_finds_where_a_token_is():
-    """The target is the position of a marked token, which only pooling with positions can tell."""
-    head = _head(("front",))
+@pytest.mark.parametrize("pooling", ["values", "coordinates", "both"])
+def test_a_head_finds_where_a_token_is(pooling):
+    """The target is the place of a marked token, which only learned positions or attention's coordinates can tell."""
+    head = _head(("front",), pooling)
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
 
     def batch():
         place = torch.randint(9, (64,), generator=generator)
@@ -49,7 +53,7 @@ def test_a_head_finds_where_a_token_is():
         target = torch.stack([place % 3, place // 3, 0 * place], dim=1).float()[:, None].expand(-1, 2, -1)
         return Inputs(torch.zeros(64, 4), {"front": tokens}), target
 
-    for _ in range(250):
+    for _ in range(600):
         inputs, target = batch()
         loss = (head(inputs) - target).square().mean()
         optimizer.zero_grad()
@@ -86,3 +90,15 @@ def test_ensembling_averages_what_old_chunks_say_about_now_and_resets_rows_alone
     # The fourth step forgets the first chunk.
     action = execution.next(chunk(40), none)
     np.testing.assert_allclose(action[:, 0], [(40 + 31 / 2 + 22 / 4) / 1.75, (40 + 31 / 2) / 1.5])
+
+
+def test_coordinates_are_row_and_column_of_where_attention_is():
+    grid = token_grid(9)
+    assert grid[0].tolist() == [-1, -1] and grid[2].tolist() == [-1, 1] and grid[4].tolist() == [0, 0]
+    assert grid[6].tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("values", [{"pooling": "mean"}, {"queries": 0}, {"hidden": ()}])
+def test_bad_settings_are_refused(values):
+    with pytest.raises(ValueError, match="head"):
+        HeadConfig(**values)

@@ -16,15 +16,6 @@ from toto_robot.run_folder import read_metrics
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bits are promised for equal numbers of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def kill_at(lines: int, kind: str, folder: Path, run_dir: Path) -> int:
     """Start a training in a process of its own, kill it when its log has `lines` lines; return the step it was at."""
     arguments = [sys.executable, "-m", "tests.pretrain.toy", kind, str(folder), str(run_dir)]

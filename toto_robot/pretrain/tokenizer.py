@@ -25,6 +25,8 @@ from toto_robot.tokenizers.vq import VQAutoencoder
 
 _MEASURED_FRAMES = 512  # held-out frames in runs of neighbours, for the summary
 _RUN_FRAMES = 16
+# Nano: 500 steps on held-out robot video gave 21.3 dB at 1e-3, 22.3 at 3e-3, 22.6 at 6e-3. dvae: the DALL-E paper's.
+_LR = {"dvae_nano": 6e-3, "dvae": 1e-4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,9 @@ class TrainTokenizerConfig:
     vocab: int | None = None  # number of codes; null is that of the preset
     image_px: int = 64  # side of the square frames, pixels
     limit_frames: int | None = None  # use only that many frames
-    steps: int = 1300  # training steps
+    steps: int = 1100  # training steps
     batch_size: int = 32  # frames a step
-    lr: float = 3e-3  # peak learning rate
+    lr: float | None = None  # peak learning rate; null is that of the preset
     warmup_steps: int = 50  # linear warm-up
     final_lr_ratio: float = 0.1  # last learning rate over the peak
     weight_decay: float = 0.0  # on conv weights
@@ -68,9 +70,10 @@ class TrainTokenizerConfig:
 
     def loop(self) -> LoopConfig:
         """Return the settings of the loop."""
-        names = ("steps", "lr", "warmup_steps", "final_lr_ratio", "weight_decay", "clip", "seed")
+        names = ("steps", "warmup_steps", "final_lr_ratio", "weight_decay", "clip", "seed")
         return LoopConfig(
             **{name: getattr(self, name) for name in names},
+            lr=_LR[self.model] if self.lr is None else self.lr,
             checkpoint_every=self.checkpoint_every,
             eval_every=self.eval_every,
         )
