@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from envs import experts
 from envs.task import RobotEnv
 
 Make = Callable[..., RobotEnv]
@@ -24,19 +25,21 @@ def _episode(env: RobotEnv, seed: int, noise: float) -> tuple[bool, int, list[st
             return info["success"], len(phases), phases
 
 
-@pytest.mark.parametrize(("noise", "steps"), [(0.0, 75), (0.2, 130), (0.3, 166)])
-def test_picks_on_fresh_seeds(make: Make, noise: float, steps: int) -> None:
+@pytest.mark.parametrize(("noise", "fewest", "steps"), [(0.0, 15, 75), (0.1, 15, 166), (0.3, 10, 166)])
+def test_picks_on_fresh_seeds(make: Make, noise: float, fewest: int, steps: int) -> None:
     env = make(obs_mode="proprio")
-    for seed in range(500, 515):
-        success, length, phases = _episode(env, seed, noise)
-        assert success and length <= steps, (seed, length)
-        assert set(phases) == {"reach", "descend", "close", "lift"}
+    episodes = [_episode(env, seed, noise) for seed in range(500, 515)]
+    assert sum(success for success, _, _ in episodes) >= fewest
+    for success, length, phases in episodes:
+        if success:
+            assert length <= steps
+            assert set(phases) == {"reach", "descend", "close", "lift"}
 
 
 def test_picks_in_the_pixmc_preset(make: Make) -> None:
     env = make(obs_mode="proprio", preset="pixmc")
     for seed in range(3):
-        assert _episode(env, seed, 0.2)[0]
+        assert _episode(env, seed, 0.1)[0]
 
 
 def test_noise_is_on_the_executed_arm_action_only_and_follows_the_seed(make: Make) -> None:
@@ -49,11 +52,25 @@ def test_noise_is_on_the_executed_arm_action_only_and_follows_the_seed(make: Mak
     assert first.clean[6] == first.executed[6]
     quiet = env.expert(1).act()
     assert np.array_equal(quiet.clean, quiet.executed)
-    expert = env.expert(0, 0.25)
-    drawn = np.array([expert.act().executed[:6] for _ in range(400)])
-    inside = np.abs(first.clean[:6]) < 0.3  # far from the clip
-    assert drawn.std(axis=0)[inside] == pytest.approx(0.25, rel=0.15)
+
+
+def test_noise_shoves_for_a_while_and_lets_go(make: Make) -> None:
+    env = make(obs_mode="proprio")
+    env.reset(seed=0)
+    expert = env.expert(0, 0.1)
+    drawn = np.array([expert.act().executed[:6] for _ in range(4000)])
     assert np.abs(drawn).max() <= 1.0
+    inside = np.abs(env.expert(0).act().clean[:6]) < 0.3  # far from the clip
+    deviation = (drawn - drawn.mean(axis=0))[:, inside]
+
+    def correlation(lag: int) -> float:
+        return float((deviation[lag:] * deviation[:-lag]).mean() / (deviation**2).mean())
+
+    held_steps = round(experts.SHOVE_S * env.preset.control_rate_hz)
+    assert correlation(1) > 0.4  # white noise would give 0
+    assert abs(correlation(2 * held_steps)) < 0.15
+    assert np.median(np.abs(deviation)) < 0.12  # mostly white noise of 0.1, shoves in between
+    assert np.abs(deviation).max() > 0.3
 
 
 def test_label_depends_on_the_state_alone(make: Make) -> None:

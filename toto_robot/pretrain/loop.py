@@ -100,7 +100,7 @@ class Trained:
     steps: int
     seconds: float  # in the loop, over all its interruptions, validation and checkpoints included
     units: int  # tokens or images seen
-    units_per_second: float  # median over log intervals of this process; 0 where nothing was left to train
+    units_per_second: float  # median over this process's log intervals; over all the time where none was left to train
     validation: dict[str, float]  # after the last step
 
 
@@ -173,12 +173,10 @@ def train(
             if stop:
                 raise KeyboardInterrupt
     checkpoint.publish(run_dir / "pretrained_model", objective.publish)
+    seconds, units = time.monotonic() - began, config.steps * objective.units_per_step
+    speed = sorted(speeds)[len(speeds) // 2] if speeds else units / seconds
     return Trained(
-        steps=config.steps,
-        seconds=time.monotonic() - began,
-        units=config.steps * objective.units_per_step,
-        units_per_second=sorted(speeds)[len(speeds) // 2] if speeds else 0.0,
-        validation=validation,
+        steps=config.steps, seconds=seconds, units=units, units_per_second=speed, validation=validation
     )
 
 
