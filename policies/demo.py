@@ -31,7 +31,7 @@ class DemoConfig:
     video_noise: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5)  # expert noise in the video, cycled (action units)
     tokenizer_steps: int = 700  # training steps of the tokenizer
     toto_steps: int = 500  # training steps of Toto
-    mae_steps: int = 700  # training steps of MAE
+    mae_steps: int = 1100  # training steps of MAE
     pretrained: str | None = None  # another demo's run folder, to take its trained encoders from
     demonstrations: tuple[int, ...] = (50,)  # labelled episodes to clone, one table row each
     encoders: tuple[str, ...] = ("toto", "mae", "random_vit", "random_toto", "none")  # rows of the table

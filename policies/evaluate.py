@@ -61,6 +61,9 @@ class EvaluateConfig:
     envs_per_worker: int = 8  # environments in lock-step in a process
     videos: int = 2  # videos of successes, and of failures
 
+    def __post_init__(self) -> None:
+        assert self.evaluation  # checks the values
+
     @property
     def evaluation(self) -> EvaluationConfig:
         """The same without the policy."""

@@ -55,3 +55,16 @@ def test_nano_sizes_match() -> None:
     assert theirs / ours == pytest.approx(1.0, abs=0.01)
     assert mae_preset("nano").tokens_per_frame == preset("nano").tokens_per_frame
     assert mae_preset("nano").width == preset("nano").width
+
+
+def test_a_fresh_model_has_the_published_positions() -> None:
+    from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
+
+    model = build_mae(mae_preset("nano"))
+    for table in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        width = table.shape[-1]
+        theirs = build_2d_sinusoidal_position_embedding(8, 8, width, cls_token=True)
+        published = torch.cat([theirs[:, width // 2 :], theirs[:, : width // 2]], dim=1)  # MAE's code swaps the axes
+        torch.testing.assert_close(table[0], published, atol=1e-6, rtol=0)
+        assert table.std() > 0.1
+        assert not table.requires_grad

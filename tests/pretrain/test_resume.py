@@ -20,7 +20,7 @@ def kill_at(lines: int, kind: str, folder: Path, run_dir: Path) -> int:
     """Start a training in a process of its own, kill it when its log has `lines` lines; return the step it was at."""
     arguments = [sys.executable, "-m", "tests.pretrain.toy", kind, str(folder), str(run_dir)]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while len(read_metrics(run_dir)) < lines and process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

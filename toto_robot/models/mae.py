@@ -5,6 +5,7 @@ The model is `ViTMAEForPreTraining` of transformers, not a copy of it: the basel
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,37 @@ def build_mae(config: MAEConfig, *, seed: int = 0) -> ViTMAEForPreTraining:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ViTMAEForPreTraining(theirs)
+        model = ViTMAEForPreTraining(theirs)
+        _initialise_as_published(model)
+        return model
+
+
+@torch.no_grad()
+def _initialise_as_published(model: ViTMAEForPreTraining) -> None:
+    """Give a fresh model MAE's fixed sine positions and its draws: Xavier for matrices, N(0, 0.02) for CLS and mask.
+
+    transformers 5.23 leaves positions and both tokens at zero in a model that is built rather than loaded: without
+    positions MAE learns the mean of each patch and nothing more. Its N(0, 0.02) matrices are a third of Xavier's at
+    these small widths; they leave that plateau twice as late.
+    """
+    embeddings, decoder = model.vit.embeddings, model.decoder
+    side = math.isqrt(embeddings.position_embeddings.shape[1] - 1)
+    for table in (embeddings.position_embeddings, decoder.decoder_pos_embed):
+        table.copy_(sine_positions(side, table.shape[-1]))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            torch.nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+    for token in (embeddings.cls_token, decoder.mask_token):
+        token.normal_(std=model.config.initializer_range)
+
+
+def sine_positions(side: int, width: int) -> Tensor:
+    """Return MAE's fixed positions (1, 1 + side * side, width): zeros for CLS, then column and row, raster order."""
+    frequency = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency  # (side, width / 4)
+    one = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, width / 2)
+    grid = torch.cat([one.repeat(side, 1), one.repeat_interleave(side, dim=0)], dim=1)  # column, then row
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), grid]).float()[None]
 
 
 def mae_config(model: ViTMAEForPreTraining) -> MAEConfig:

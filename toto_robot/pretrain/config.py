@@ -34,7 +34,7 @@ _RECIPES = {
     "toto large": Recipe(
         steps=1_000_000, batch_size=256, lr=3e-4, weight_decay=0.1, warmup_steps=2000, val_samples=1024
     ),
-    "mae": Recipe(steps=700, batch_size=128, lr=1.5e-3, weight_decay=0.05, warmup_steps=70, val_samples=2048),
+    "mae": Recipe(steps=1100, batch_size=64, lr=1e-3, weight_decay=0.05, warmup_steps=50, val_samples=2048),
     "mae large": Recipe(
         steps=250_000, batch_size=4096, lr=2.4e-3, weight_decay=0.05, warmup_steps=12_500, val_samples=50_000
     ),
