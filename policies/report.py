@@ -87,7 +87,7 @@ def write_report(
         "<h2>Success on held-out starts</h2>",
         _result_table(rows),
         _figure(_interval_plot(rows), "Success rate and Wilson 95 % interval. Dots: single policy seeds."),
-        f"<p class=note>{' '.join(conclusions(rows))}</p>",
+        f"<div class=note><ul><li>{'<li>'.join(conclusions(rows))}</ul></div>",
     ]
     for heading, caption, picture in pictures:
         parts.append(f"<h2>{html.escape(heading)}</h2>")
@@ -203,7 +203,7 @@ def _pipeline_svg() -> str:
         ("tokens", "dVAE, 8x8 a frame"),
         ("Toto", "next token, 16 frames"),
         ("features", "middle layer, streamed"),
-        ("policy", "attention pooling, actions"),
+        ("policy", "pooled, cloned"),
         ("robot", "MuJoCo, 20 Hz"),
     ]
     width, gap = 150, 24
