@@ -16,9 +16,9 @@ DEFAULT_PATHS = {
     "random_toto": Path("outputs/pretrain/toto/pretrained_model"),  # for its tokenizer and its size
 }
 _MAKE = {
-    "toto": "toto_robot pretrain run=outputs/pretrain/toto",
+    "toto": "toto_robot pretrain",
     "mae": "toto_robot pretrain model=mae_nano run=outputs/pretrain/mae",
-    "random_toto": "toto_robot pretrain run=outputs/pretrain/toto",
+    "random_toto": "toto_robot pretrain",
 }
 
 

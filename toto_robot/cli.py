@@ -82,7 +82,7 @@ COMMANDS: dict[str, Command] = {
         (
             "pretrain",
             "pretrain data=my_videos model=small steps=20000",
-            "pretrain model=mae_nano frames=outputs/pretrain/default/frames",
+            "pretrain model=mae_nano frames=outputs/pretrain/toto/frames run=outputs/pretrain/mae",
         ),
     ),
     "train-policy": Command(
@@ -100,6 +100,9 @@ COMMANDS: dict[str, Command] = {
         ("evaluate policy=outputs/train-policy/default/bundle episodes=200",),
     ),
 }
+
+# Where a command without overrides works, if not in outputs/<command>/default: names that other commands look for.
+_RUNS = {"demo": "demo", "pretrain": "pretrain/toto"}
 
 _FLAGS = {
     "--help": "show this and exit (-h)",
@@ -172,7 +175,7 @@ def _dispatch(arguments: list[str]) -> int:
 def default_run_dir(name: str, overrides: Sequence[str]) -> Path:
     """Return `outputs/<command>/<name>` where the name is made of the overrides, so that the same command continues."""
     if not overrides:
-        return Path("outputs") / name / "default" if name != "demo" else Path("outputs") / "demo"
+        return Path("outputs") / _RUNS.get(name, f"{name}/default")
     words = "-".join(
         re.sub(r"[^A-Za-z0-9.]+", "_", override.split("=", 1)[-1]).strip("_") for override in sorted(overrides)
     )
