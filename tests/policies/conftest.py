@@ -7,19 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from policies.bc import BCConfig
 from policies.collect import CollectConfig, collect_episodes
 from policies.encoder import EncoderConfig
-from policies.evaluate import EvaluationConfig
-from policies.heads.pooled_mlp import HeadConfig
 from policies.train import TrainPolicyConfig
+from tests.policies.small import EPISODES, IMAGE_SIZE, make_small
 from toto_robot.data.episodes import EpisodeStore
 from toto_robot.models.hub import save_pretrained
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
-
-IMAGE_SIZE = 32
-EPISODES = 3
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,25 +62,6 @@ def toto_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def toto(toto_folder) -> EncoderConfig:
     return EncoderConfig(name="toto", path=str(toto_folder), precision="fp32")
-
-
-def make_small(demos: Path, toto: EncoderConfig, folder: Path) -> TrainPolicyConfig:
-    """A policy that trains and runs in seconds; its cache lies in `folder`."""
-    return TrainPolicyConfig(
-        demos=str(demos),
-        demonstrations=EPISODES,
-        cache=str(folder / "cache"),
-        encoder=toto,
-        bc=BCConfig(
-            steps=30,
-            batch_size=16,
-            validate_every=10,
-            log_every=10,
-            checkpoint_every=10,
-            head=HeadConfig(queries=2, attention_heads=2, camera_width=16, proprio_width=16, hidden=(32,)),
-        ),
-        evaluation=EvaluationConfig(episodes=3, workers=1, envs_per_worker=2, videos=1),
-    )
 
 
 @pytest.fixture

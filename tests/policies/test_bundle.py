@@ -9,6 +9,7 @@ import pytest
 
 from policies.bundle import bundle_hash, load_policy
 from policies.train import train_bundle
+from tests.policies.small import make_small
 
 pytestmark = pytest.mark.render
 
@@ -16,8 +17,6 @@ pytestmark = pytest.mark.render
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, demos, toto):
     """A bundle, moved away from where it was made."""
-    from conftest import make_small
-
     folder = tmp_path_factory.mktemp("trained")
     bundle = train_bundle(make_small(demos, toto, folder), folder / "run")
     shutil.move(bundle, folder / "elsewhere")
@@ -42,8 +41,6 @@ def observation(store, row, size=None):
 
 
 def test_a_loaded_policy_acts_as_the_trained_one(demos, toto, store, tmp_path, monkeypatch):
-    from conftest import make_small
-
     import policies.train as train
 
     kept = {}
@@ -165,8 +162,6 @@ def test_nothing_is_pickled_and_the_card_tells_the_units(trained):
 
 
 def test_the_hash_tells_policies_apart(trained, demos, toto, tmp_path):
-    from conftest import make_small
-
     same = train_bundle(make_small(demos, toto, tmp_path), tmp_path / "same")
     other = train_bundle(replace(make_small(demos, toto, tmp_path), seed=1), tmp_path / "other")
     assert bundle_hash(same) == bundle_hash(trained) != bundle_hash(other)

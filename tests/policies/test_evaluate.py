@@ -12,6 +12,7 @@ from policies.environment import make_environment
 from policies.evaluate import EvaluateConfig, EvaluationConfig, Evaluator, evaluate
 from policies.rollout import Job, environment_settings, roll_out, worker
 from policies.train import train_bundle
+from tests.policies.small import make_small
 from toto_robot.data.video import probe
 from toto_robot.run_folder import read_json
 
@@ -21,8 +22,6 @@ CONFIG = EvaluationConfig(episodes=3, workers=1, envs_per_worker=2, videos=0)
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, demos, toto):
-    from conftest import make_small
-
     folder = tmp_path_factory.mktemp("evaluated")
     return train_bundle(make_small(demos, toto, folder), folder / "run")
 
