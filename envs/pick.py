@@ -1,99 +1,125 @@
-"""What is FrankaPick: where things start, what earns reward, what counts as success and as failure?
+"""What are FrankaPick and KukaPick: where things start, what earns reward, what counts as success and as failure?
 
-After PixMC's FrankaPick (MVP, `pixmc/tasks/franka_pick.py`), the task of the Toto paper's figure 6. What differs:
-
-| | PixMC | here |
-|---|---|---|
-| simulator | Isaac Gym, 60 Hz, one substep | MuJoCo; `pixmc` 60 Hz, 4 substeps; `real` 20 Hz, 10 substeps |
-| robot | URDF masses; fingers of stiffness 1e6, 200 N, separate | robosuite's masses; 20 N a finger, one motor |
-| action | 9 joint target steps | `joint_delta`: 7 joints and one finger; or `ee_delta`: hand and opening |
-| action penalty | over 9 entries | over the mode's 7 or 8 entries |
-| finger start | 0.035 m + U(-0.125, 0.125), clipped, each | one draw for both |
-| arm collision | net force on a link > 1 N after the step's one substep | the same at the step's last substep |
-| pixels | wrist, 298x224 supersampled, cropped | wrist: the crop's 104.9 degrees, no supersampling; `front` |
-| time-out | terminal, no bootstrap | `truncated` |
-| robot proprioception | 18 entries | the same 18, then the hand's position and two axes (9) |
+After PixMC's tasks of the same names (MVP, `pixmc/tasks/franka_pick.py`, `kuka_pick.py`), which the Toto paper's robot
+simulation (figure 6) uses. What differs is one table for all tasks: docs/tasks.md.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from envs import experts, specs
+from envs import robots, worlds
+from envs.experts import Expert
+from envs.hand import finger_points, length, place_robot
 from envs.meshes import Floats
-from envs.scene import CUBE_SIDE_M, TABLE_POSITION_M, TABLE_SIZE_M, Scene
+from envs.plans import PickPlan
+from envs.robots import Robot
+from envs.scene import Scene
 from envs.task import RobotEnv
+from envs.worlds import TABLE_POSITION_M, TABLE_SIZE_M, World
 
-START_RAD = np.array([1.157, -1.066, -0.155, -2.239, -1.841, 1.003, 0.469])
-START_FINGER_M = 0.035
-START_NOISE = 0.125  # rad for joints, m for the fingers (then clipped to their 0..0.04 m, as PixMC does)
 CUBE_SPREAD_M = (0.1, 0.2)
-CUBE_START_Z_M = TABLE_SIZE_M[2] + CUBE_SIDE_M / 2
 GOAL_Z_M = 0.8
 SUCCESS_RADIUS_M = 0.10
-FINGER_GRASP_M = 0.045  # along a finger's z axis
 
 
+@dataclass(frozen=True, kw_only=True)
 class PickTask:
-    """Lift the cube to 0.8 m (PixMC FrankaPick)."""
+    """Lift the cube to 0.8 m."""
 
-    env_id = "toto_robot/FrankaPick-v0"
-    state_entries = 16
+    env_id: str
+    robot: Robot
+    world: World
+    finger_scales: tuple[float, float]  # reward for the left and the right finger near the cube
+    near_m: float  # smaller finger distances count as this
+    lifted_m: float
+    goal_radius_m: float  # of the bonus; success has SUCCESS_RADIUS_M
+    lost_m: float  # below the start
+    plan: PickPlan
+    state_entries: int = 16
+
+    @property
+    def start_z_m(self) -> float:
+        """Return the height of the cube's centre on the table."""
+        assert self.world.cube_side_m is not None
+        return TABLE_SIZE_M[2] + self.world.cube_side_m / 2
 
     def place(self, scene: Scene, data: Any, random: np.random.Generator) -> None:
         """Draw the arm's and the cube's start."""
-        arm = START_RAD + random.uniform(-START_NOISE, START_NOISE, specs.ARM_JOINTS)
-        data.qpos[: specs.ARM_JOINTS] = np.clip(arm, specs.JOINT_LOW_RAD, specs.JOINT_HIGH_RAD)
-        finger = np.clip(START_FINGER_M + random.uniform(-START_NOISE, START_NOISE), 0.0, specs.FINGER_OPEN_M)
-        data.qpos[specs.ARM_JOINTS : specs.ARM_JOINTS + 2] = finger
+        place_robot(scene, data, random)
         x, y = np.array(TABLE_POSITION_M[:2]) + random.uniform(-1, 1, 2) * CUBE_SPREAD_M
-        data.qpos[scene.cube_qpos : scene.cube_qpos + 7] = (x, y, CUBE_START_Z_M, 1.0, 0.0, 0.0, 0.0)
+        cube = scene.joints["cube"]
+        data.qpos[cube : cube + 7] = (x, y, self.start_z_m, 1.0, 0.0, 0.0, 0.0)
 
     def state(self, scene: Scene, data: Any) -> Floats:
         """Return both grasp points, the cube, the cube minus each, goal minus cube height: world frame, m. (16,)"""
-        left, right = _finger_points(scene, data)
-        cube = data.xpos[scene.cube_body]
+        left, right = finger_points(scene, data)
+        cube = data.xpos[scene.bodies["cube"]]
         return np.concatenate([left, right, cube, cube - left, cube - right, [GOAL_Z_M - cube[2]]])
 
     def reward_terms(self, scene: Scene, data: Any, action: Floats) -> dict[str, float]:
         """Return PixMC's six terms."""
-        left, right = _finger_points(scene, data)
-        cube = data.xpos[scene.cube_body]
+        left, right = finger_points(scene, data)
+        cube = data.xpos[scene.bodies["cube"]]
         to_goal = abs(GOAL_Z_M - cube[2])
-        lifted = cube[2] - CUBE_START_Z_M > 0.015
+        lifted = cube[2] - self.start_z_m > self.lifted_m
         return {
-            "left_finger": 0.08 / (0.04 + max(_length(cube - left), 0.02)),
-            "right_finger": 0.08 / (0.04 + max(_length(cube - right), 0.02)),
+            "left_finger": self.finger_scales[0] / (0.04 + max(length(cube - left), self.near_m)),
+            "right_finger": self.finger_scales[1] / (0.04 + max(length(cube - right), self.near_m)),
             "lifted": 4.0 * 0.5 * lifted,
             "goal_distance": 1.28 * lifted / (0.04 + to_goal),
-            "goal_reached": 4.0 * 0.5 * (to_goal <= 0.04),
+            "goal_reached": 4.0 * 0.5 * (to_goal <= self.goal_radius_m),
             "action": -0.01 * float(action @ action),
         }
 
     def at_goal(self, scene: Scene, data: Any) -> bool:
         """Say whether the cube is within 10 cm of the goal height."""
-        return bool(abs(GOAL_Z_M - data.xpos[scene.cube_body][2]) <= SUCCESS_RADIUS_M)
+        return bool(abs(GOAL_Z_M - data.xpos[scene.bodies["cube"]][2]) <= SUCCESS_RADIUS_M)
 
     def failed(self, scene: Scene, data: Any) -> bool:
-        """Say whether the cube fell 4 cm below its start."""
-        return bool(CUBE_START_Z_M - data.xpos[scene.cube_body][2] > 0.04)
+        """Say whether the cube fell off the table."""
+        return bool(self.start_z_m - data.xpos[scene.bodies["cube"]][2] > self.lost_m)
 
-    def expert(self, env: RobotEnv, seed: int, noise: float) -> experts.PickExpert:
+    def expert(self, env: RobotEnv, seed: int, noise: float) -> Expert:
         """Return the scripted picker."""
-        return experts.PickExpert(env, seed=seed, noise=noise)
+        return Expert(env, self.plan, seed=seed, noise=noise)
 
 
-def _finger_points(scene: Scene, data: Any) -> tuple[Floats, Floats]:
-    left, right = (data.xpos[body] + FINGER_GRASP_M * data.xmat[body][2::3] for body in scene.finger_bodies)
-    return left, right
+FRANKA_PICK = PickTask(
+    env_id="toto_robot/FrankaPick-v0",
+    robot=robots.PANDA,
+    world=worlds.PICK_SMALL,
+    finger_scales=(0.08, 0.08),
+    near_m=0.02,
+    lifted_m=0.015,
+    goal_radius_m=0.04,
+    lost_m=0.04,
+    # Further out the arm cannot hold the cube up there, hand down.
+    plan=PickPlan(cube_side_m=0.045, close_within_m=0.013, lift_m=(0.40, 0.80)),
+)
 
-
-def _length(vector: Floats) -> float:
-    return float(np.sqrt(vector @ vector))
+# The Allegro hand's three fingers earn 0.04 each, its thumb 0.08: here the left finger and the right one.
+KUKA_PICK = PickTask(
+    env_id="toto_robot/KukaPick-v0",
+    robot=robots.IIWA,
+    world=worlds.PICK_LARGE,
+    finger_scales=(0.12, 0.08),
+    near_m=0.03,
+    lifted_m=0.02,
+    goal_radius_m=0.06,
+    lost_m=0.06,
+    plan=PickPlan(cube_side_m=0.06, close_within_m=0.013, lift_m=(0.55, 0.78), lift_pitch_rad=1.1),
+)
 
 
 def make_franka_pick(**options: Any) -> RobotEnv:
     """Make `toto_robot/FrankaPick-v0`; the options are RobotEnv's."""
-    return RobotEnv(PickTask(), **options)
+    return RobotEnv(FRANKA_PICK, **options)
+
+
+def make_kuka_pick(**options: Any) -> RobotEnv:
+    """Make `toto_robot/KukaPick-v0`; the options are RobotEnv's."""
+    return RobotEnv(KUKA_PICK, **options)

@@ -5,7 +5,12 @@ from __future__ import annotations
 # The module, not the package: the entry point runs while gymnasium is still being imported (envs/plugin.py).
 from gymnasium.envs.registration import register, registry
 
-IDS = {"toto_robot/FrankaPick-v0": "envs.pick:make_franka_pick"}
+IDS = {
+    "toto_robot/FrankaPick-v0": "envs.pick:make_franka_pick",
+    "toto_robot/FrankaCabinet-v0": "envs.cabinet:make_franka_cabinet",
+    "toto_robot/KukaPick-v0": "envs.pick:make_kuka_pick",
+    "toto_robot/KukaCabinet-v0": "envs.cabinet:make_kuka_cabinet",
+}
 
 
 def register_envs() -> None:

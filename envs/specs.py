@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-ARM_JOINTS = 7
-
-# Franka Emika Panda datasheet and URDF (franka_description): positions rad, velocities rad/s, torques N m.
-JOINT_LOW_RAD = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
-JOINT_HIGH_RAD = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
-JOINT_SPEED_RAD_S = np.array([2.1750, 2.1750, 2.1750, 2.1750, 2.6100, 2.6100, 2.6100])
-JOINT_TORQUE_NM = np.array([87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0])
-FINGER_OPEN_M = 0.04  # one finger's travel; the opening between the pads is twice this
-FINGER_SPEED_M_S = 0.05  # Franka Hand manual: 50 mm/s a finger
+from envs.robots import ARM_JOINTS, Robot
 
 OBS_MODES = ("state", "proprio", "pixels", "all")
 ACTION_MODES = ("ee_delta", "joint_delta")
@@ -34,7 +24,6 @@ class Preset:
     servo_kp_nm_rad: float
     servo_kd_nms_rad: float
     joint_scale_rad: float  # joint target change at action 1, a control step
-    finger_scale_m: float  # finger target change at gripper action 1 in joint_delta, a control step
     translation_scale_m: float  # hand target change at action 1, a control step
     rotation_scale_rad: float
     speed_limits: bool  # hold the real arm's joint and finger speeds
@@ -44,9 +33,13 @@ class Preset:
         """Return the physics step."""
         return 1.0 / (self.control_rate_hz * self.substeps)
 
+    def finger_scale(self, robot: Robot) -> float:
+        """Return the gripper's target change at action 1 in joint_delta, a control step, in the gripper's unit."""
+        return robot.gripper.speed / self.control_rate_hz if self.speed_limits else robot.gripper.pixmc_step
 
-# `pixmc` follows MVP's PixMC: 60 Hz, 500 steps, 7.5/60 rad a step, fingers a tenth of that in m, kp 400, kd 80. `real`
-# is what a Panda can do at 20 Hz in the same 8.33 s; its stiffer servo lags a command by kd/kp = 0.075 s, not 0.2 s.
+
+# `pixmc` follows MVP's PixMC: 60 Hz, 500 steps, 7.5/60 rad a step, kp 400, kd 80. `real` is what the real arms can do
+# at 20 Hz in the same 8.33 s; its stiffer servo lags a command by kd/kp = 0.075 s, not 0.2 s.
 PRESETS = {
     "real": Preset(
         name="real",
@@ -56,7 +49,6 @@ PRESETS = {
         servo_kp_nm_rad=800.0,
         servo_kd_nms_rad=60.0,
         joint_scale_rad=0.1,
-        finger_scale_m=0.0025,
         translation_scale_m=0.02,
         rotation_scale_rad=0.1,
         speed_limits=True,
@@ -69,7 +61,6 @@ PRESETS = {
         servo_kp_nm_rad=400.0,
         servo_kd_nms_rad=80.0,
         joint_scale_rad=0.125,
-        finger_scale_m=0.0125,
         translation_scale_m=0.0067,
         rotation_scale_rad=0.033,
         speed_limits=False,
@@ -106,7 +97,9 @@ class TaskSpec:
 _AXES = ("x", "y", "z")
 
 
-def action_layout(mode: str, preset: Preset) -> tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...]]:
+def action_layout(
+    mode: str, preset: Preset, robot: Robot
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...]]:
     """Return names, units at the scale, and what action 1 means in that unit, for `ee_delta` or `joint_delta`."""
     if mode == "ee_delta":
         names = (*(f"d{a}" for a in _AXES), *(f"dr{a}" for a in _AXES), "gripper")
@@ -115,10 +108,11 @@ def action_layout(mode: str, preset: Preset) -> tuple[tuple[str, ...], tuple[str
         return names, units, scale
     assert mode == "joint_delta", mode
     names = (*(f"dq{i + 1}" for i in range(ARM_JOINTS)), "dfinger")
-    return names, ("rad",) * ARM_JOINTS + ("m",), (preset.joint_scale_rad,) * ARM_JOINTS + (preset.finger_scale_m,)
+    scales = (preset.joint_scale_rad,) * ARM_JOINTS + (preset.finger_scale(robot),)
+    return names, ("rad",) * ARM_JOINTS + (robot.gripper.unit,), scales
 
 
-def proprio_layout() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def proprio_layout(robot: Robot) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return names and units of the 27 proprioception entries: PixMC's 18, then the hand pose in the base frame."""
     joints = [f"q{i + 1}" for i in range(ARM_JOINTS)] + ["finger_left", "finger_right"]
     names = [
@@ -127,5 +121,6 @@ def proprio_layout() -> tuple[tuple[str, ...], tuple[str, ...]]:
         *(f"hand_{a}" for a in _AXES),
         *(f"hand_axis_{c}_{a}" for c in ("x", "y") for a in _AXES),
     ]
-    units = ["of range, -1..1"] * 9 + ["0.1 rad/s"] * 7 + ["0.1 m/s"] * 2 + ["m"] * 3 + ["1"] * 6
+    fingers = [f"0.1 {robot.gripper.unit}/s"] * 2
+    units = ["of range, -1..1"] * 9 + ["0.1 rad/s"] * 7 + fingers + ["m"] * 3 + ["1"] * 6
     return tuple(names), tuple(units)

@@ -14,11 +14,13 @@ from envs import specs
 from envs.control import ArmController
 from envs.meshes import Floats
 from envs.render import CameraRenderer
+from envs.robots import ARM_JOINTS, Robot
 from envs.scene import Scene, load_scene
+from envs.worlds import World
 
 SUCCESS_STEPS = 10  # PixMC: the goal held for this many consecutive steps
 ARM_CONTACT_LIMIT_N = 1.0
-_ARM, _ROBOT = specs.ARM_JOINTS, specs.ARM_JOINTS + 2  # the fingers follow the arm in qpos, qvel and ctrl
+_DRIVEN = ARM_JOINTS + 2  # the arm and two fingers
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _EPISODE = 5  # numbers of ours behind MuJoCo's in a simulator state: finger command, step, streak, latched, at end
 
@@ -27,6 +29,8 @@ class Task(Protocol):
     """What a task adds to the robot. It holds no state of an episode."""
 
     env_id: str
+    robot: Robot
+    world: World
     state_entries: int
 
     def place(self, scene: Scene, data: Any, random: np.random.Generator) -> None:
@@ -49,10 +53,10 @@ class Task(Protocol):
 
 
 class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
-    """A Panda at a table doing `task`.
+    """A robot doing `task`.
 
     Args:
-        task: what to do (envs/pick.py).
+        task: what to do, where, and with which robot (envs/pick.py, envs/cabinet.py).
         obs_mode: `state` {state, proprio}, `proprio` {proprio}, `pixels` {pixels, proprio}, or `all` three.
         cameras: which of `front`, `wrist` are in `pixels`, each uint8 (h, w, 3).
         image_size: side of the square images, pixels.
@@ -88,9 +92,11 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self.metadata = {**self.metadata, "render_fps": specs.PRESETS[preset].control_rate_hz}
         self.render_mode = render_mode
         self.task, self.preset, self.obs_mode = task, specs.PRESETS[preset], obs_mode
-        self.scene = load_scene(preset, render_quality)
+        self.scene = load_scene(task.robot.name, task.world.name, preset, render_quality)
         self.data = mujoco.MjData(self.scene.model)
         self.controller = ArmController(self.scene, self.preset, action_mode)
+        self._position_low, high = _position_range(task.robot)
+        self._position_gain = 2.0 / (high - self._position_low)
         self._quality, self._image_size = render_quality, image_size
         self._cameras = cameras if obs_mode in ("pixels", "all") else ()
         self._renderer: CameraRenderer | None = None
@@ -160,7 +166,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         model = self.scene.model
         vector = np.zeros(mujoco.mj_stateSize(model, _STATE))
         mujoco.mj_getState(model, self.data, vector, _STATE)
-        episode = [self.controller.finger_m, self._steps, self._streak, self._latched, self._goal_now]
+        episode = [self.controller.finger, self._steps, self._streak, self._latched, self._goal_now]
         return np.concatenate([vector, self.controller.q_rad, episode])
 
     def set_simulator_state(self, vector: Floats) -> None:
@@ -168,12 +174,12 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         model = self.scene.model
         size = mujoco.mj_stateSize(model, _STATE)
         vector = np.asarray(vector, np.float64)
-        if vector.shape != (size + _ARM + _EPISODE,):
-            raise ValueError(f"a simulator state of this task is ({size + _ARM + _EPISODE},), got {vector.shape}")
+        if vector.shape != (size + ARM_JOINTS + _EPISODE,):
+            raise ValueError(f"a simulator state of this task is ({size + ARM_JOINTS + _EPISODE},), got {vector.shape}")
         mujoco.mj_setState(model, self.data, vector[:size], _STATE)
-        self.controller.q_rad = vector[size : size + _ARM].copy()
-        finger, steps, streak, latched, goal = vector[size + _ARM :]
-        self.controller.finger_m = float(finger)
+        self.controller.q_rad = vector[size : size + ARM_JOINTS].copy()
+        finger, steps, streak, latched, goal = vector[size + ARM_JOINTS :]
+        self.controller.finger = float(finger)
         self._steps, self._streak, self._latched, self._goal_now = int(steps), int(streak), bool(latched), bool(goal)
         self._refresh()
 
@@ -236,9 +242,9 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         return position, scene.base_rotation.T @ self.data.site_xmat[scene.hand_site].reshape(3, 3)
 
     def _proprio(self) -> Floats:
-        qpos, qvel = self.data.qpos[:_ROBOT], self.data.qvel[:_ROBOT]
+        qpos, qvel = self.data.qpos[self.scene.positions], self.data.qvel[self.scene.speeds]
         position, rotation = self.hand_pose()
-        scaled = (qpos - _PROPRIO_LOW) * _PROPRIO_GAIN - 1.0
+        scaled = (qpos - self._position_low) * self._position_gain - 1.0
         return np.concatenate([scaled, 0.1 * qvel, position, rotation[:, 0], rotation[:, 1]])
 
     def _observe(self) -> dict[str, Any]:
@@ -246,7 +252,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         observation: dict[str, Any] = {"proprio": proprio.astype(np.float32)}
         if self.obs_mode in ("state", "all"):
             task_state = self.task.state(self.scene, self.data)
-            observation["state"] = np.concatenate([proprio[: 2 * _ROBOT], task_state]).astype(np.float32)
+            observation["state"] = np.concatenate([proprio[: 2 * _DRIVEN], task_state]).astype(np.float32)
         if self._cameras:
             observation["pixels"] = self._draw(self._cameras, self._image_size)
         return observation
@@ -259,19 +265,19 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
     def _observation_space(self) -> spaces.Dict:
         entries: dict[str, spaces.Space[Any]] = {"proprio": _box(len(self.task_spec.proprio_names))}
         if self.obs_mode in ("state", "all"):
-            entries["state"] = _box(2 * _ROBOT + self.task.state_entries)
+            entries["state"] = _box(2 * _DRIVEN + self.task.state_entries)
         if self._cameras:
             shape = (self._image_size, self._image_size, 3)
             entries["pixels"] = spaces.Dict({name: spaces.Box(0, 255, shape, np.uint8) for name in self._cameras})
         return spaces.Dict(entries)
 
     def _spec(self, preset: str, action_mode: str) -> specs.TaskSpec:
-        names, units, scale = specs.action_layout(action_mode, self.preset)
-        proprio_names, proprio_units = specs.proprio_layout()
+        names, units, scale = specs.action_layout(action_mode, self.preset, self.task.robot)
+        proprio_names, proprio_units = specs.proprio_layout(self.task.robot)
         return specs.TaskSpec(
             env_id=self.task.env_id,
             preset=preset,
-            robot="franka_panda",
+            robot=self.task.robot.name,
             control_rate_hz=self.preset.control_rate_hz,
             horizon_steps=self.preset.horizon_steps,
             action_mode=action_mode,
@@ -288,8 +294,11 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         )
 
 
-_PROPRIO_LOW = np.concatenate([specs.JOINT_LOW_RAD, [0.0, 0.0]])
-_PROPRIO_GAIN = 2.0 / (np.concatenate([specs.JOINT_HIGH_RAD, [specs.FINGER_OPEN_M] * 2]) - _PROPRIO_LOW)
+def _position_range(robot: Robot) -> tuple[Floats, Floats]:
+    """Return lowest and highest positions of the arm and the two driven fingers. (9,)"""
+    hand = robot.gripper
+    fingers = np.sort([[sign * end for end in (hand.open, hand.closed)] for sign in (1.0, hand.right_sign)], axis=1)
+    return np.concatenate([robot.low_rad, fingers[:, 0]]), np.concatenate([robot.high_rad, fingers[:, 1]])
 
 
 def _box(entries: int) -> spaces.Box:

@@ -12,6 +12,7 @@ from envs.registration import register_envs
 from envs.task import RobotEnv
 
 register_envs()
+TASKS = ("FrankaPick", "FrankaCabinet", "KukaPick", "KukaCabinet")
 
 
 @pytest.fixture
@@ -19,8 +20,8 @@ def make() -> Iterator[Callable[..., RobotEnv]]:
     """Return a function that makes the bare environment; all are closed at the end."""
     made: list[gymnasium.Env[Any, Any]] = []
 
-    def make_one(**options: Any) -> RobotEnv:
-        made.append(gymnasium.make("toto_robot/FrankaPick-v0", **options))
+    def make_one(task: str = "FrankaPick", **options: Any) -> RobotEnv:
+        made.append(gymnasium.make(f"toto_robot/{task}-v0", **options))
         bare = made[-1].unwrapped
         assert isinstance(bare, RobotEnv)
         return bare

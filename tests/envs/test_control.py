@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from envs import specs
+from envs.robots import PANDA
 from envs.task import RobotEnv
 
 Make = Callable[..., RobotEnv]
@@ -70,7 +71,7 @@ def test_gripper_is_absolute_and_as_fast_as_the_real_hand(make: Make) -> None:
         env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))
         openings.append(env.data.qpos[7])
     assert openings[-1] < 0.001
-    assert np.abs(np.diff(openings)).max() < 1.3 * specs.FINGER_SPEED_M_S / 20
+    assert np.abs(np.diff(openings)).max() < 1.3 * PANDA.gripper.speed / 20
     for _ in range(12):
         env.step(np.zeros(7))
     assert env.data.qpos[7:9] == pytest.approx([0.02, 0.02], abs=0.001)
@@ -92,10 +93,10 @@ def test_real_preset_keeps_the_arms_speed_and_joint_limits(make: Make, mode: str
             if env.step(action)[2]:
                 break
             command = np.abs(env.controller.q_rad - before) - np.abs(lead_rad)
-            assert (command <= specs.JOINT_SPEED_RAD_S / 20 + 1e-9).all()
-            assert (env.controller.q_rad >= specs.JOINT_LOW_RAD).all()
-            assert (env.controller.q_rad <= specs.JOINT_HIGH_RAD).all()
-            fastest = np.maximum(fastest, np.abs(env.data.qvel[:7]) / specs.JOINT_SPEED_RAD_S)
+            assert (command <= PANDA.speed_rad_s / 20 + 1e-9).all()
+            assert (env.controller.q_rad >= PANDA.low_rad).all()
+            assert (env.controller.q_rad <= PANDA.high_rad).all()
+            fastest = np.maximum(fastest, np.abs(env.data.qvel[:7]) / PANDA.speed_rad_s)
     assert fastest.max() > 0.5
     assert fastest[:4].max() <= 1.0
     if mode == "ee_delta":
@@ -123,7 +124,7 @@ def test_pixmc_integrates_joint_targets(make: Make) -> None:
     finger = float(env.data.qpos[7])
     for action in np.random.default_rng(1).uniform(-1, 1, (30, 8)):
         env.step(action)
-        target = np.clip(target + 0.125 * action[:7], specs.JOINT_LOW_RAD, specs.JOINT_HIGH_RAD)
+        target = np.clip(target + 0.125 * action[:7], PANDA.low_rad, PANDA.high_rad)
         finger = float(np.clip(finger + 0.0125 * action[7], 0.0, 0.04))
         assert env.data.ctrl[:7] == pytest.approx(target)
         assert env.data.ctrl[7:9] == pytest.approx([finger, finger])

@@ -38,20 +38,21 @@ def _digest(env: RobotEnv, seed: int) -> str:
     return digest.hexdigest()
 
 
-def print_digest(seed: int) -> None:
+def print_digest(task: str, seed: int) -> None:
     """Print the digest of a new environment: what the other process runs."""
-    from envs.pick import make_franka_pick
-
-    print(_digest(make_franka_pick(obs_mode="all", image_size=32), seed))
+    env = gymnasium.make(f"toto_robot/{task}-v0", obs_mode="all", image_size=32).unwrapped
+    assert isinstance(env, RobotEnv)
+    print(_digest(env, seed))
 
 
 @pytest.mark.render
-def test_same_seed_same_bits_here_and_in_another_process(make: Make) -> None:
-    env = make(obs_mode="all", image_size=32)
+@pytest.mark.parametrize("task", ["FrankaPick", "FrankaCabinet", "KukaPick", "KukaCabinet"])
+def test_same_seed_same_bits_here_and_in_another_process(make: Make, task: str) -> None:
+    env = make(task, obs_mode="all", image_size=32)
     first, other = _digest(env, 5), _digest(env, 6)
     assert first != other
     assert _digest(env, 5) == first, "an episode depends on the ones before it"
-    code = "import test_determinism; test_determinism.print_digest(5)"
+    code = f"import test_determinism; test_determinism.print_digest({task!r}, 5)"
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == first
@@ -97,9 +98,10 @@ def _same_episode(
             assert np.array_equal(observation["pixels"][name], batch["pixels"][name][index])
 
 
+@pytest.mark.parametrize("task", ["FrankaPick", "KukaCabinet"])
 @pytest.mark.parametrize("mode", ["ee_delta", "joint_delta"])
-def test_simulator_state_replays_exactly(make: Make, mode: str) -> None:
-    env, other = (make(obs_mode="state", action_mode=mode) for _ in range(2))
+def test_simulator_state_replays_exactly(make: Make, task: str, mode: str) -> None:
+    env, other = (make(task, obs_mode="state", action_mode=mode) for _ in range(2))
     actions = np.random.default_rng(0).uniform(-1, 1, (40, *(env.action_space.shape or ())))
     env.reset(seed=1)
     for action in actions[:15]:

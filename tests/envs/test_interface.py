@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs import specs
+from envs.robots import PANDA
 from envs.task import RobotEnv
+from tests.envs.conftest import TASKS
 
 Make = Callable[..., RobotEnv]
 
@@ -31,6 +32,23 @@ Make = Callable[..., RobotEnv]
 )
 def test_gymnasium_checker_passes(make: Make, options: dict[str, str]) -> None:
     check_env(make(**options))
+
+
+@pytest.mark.render
+@pytest.mark.filterwarnings("ignore:.*Box observation space (minimum|maximum).*:UserWarning")
+@pytest.mark.parametrize("task", TASKS)
+def test_gymnasium_checker_passes_for_every_task(make: Make, task: str) -> None:
+    check_env(make(task, obs_mode="all", render_mode="rgb_array", image_size=32))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_both_robots_have_one_layout(make: Make, task: str) -> None:
+    env = make(task, obs_mode="state")
+    observation, _ = env.reset(seed=0)
+    assert observation["proprio"].shape == (27,) and observation["state"].shape == (34,)
+    assert np.abs(observation["proprio"][:9]).max() <= 1.0
+    assert env.task_spec.robot == ("franka_panda" if task.startswith("Franka") else "kuka_iiwa7")
+    assert ("m/s" in env.task_spec.proprio_units[16]) == task.startswith("Franka")
 
 
 def test_found_without_importing_us() -> None:
@@ -76,7 +94,7 @@ def test_proprio_and_state_hold_what_their_names_say(make: Make) -> None:
         observation = env.step(np.array([0.3, -0.5, 0.2, 0.1, 0.6, -0.2, 1.0]))[0]
     proprio = dict(zip(env.task_spec.proprio_names, observation["proprio"], strict=True))
     q_rad = env.data.qpos[:7]
-    q3 = (proprio["q3_scaled"] + 1) / 2 * (specs.JOINT_HIGH_RAD[2] - specs.JOINT_LOW_RAD[2]) + specs.JOINT_LOW_RAD[2]
+    q3 = (proprio["q3_scaled"] + 1) / 2 * (PANDA.high_rad[2] - PANDA.low_rad[2]) + PANDA.low_rad[2]
     assert q3 == pytest.approx(q_rad[2], abs=1e-6)
     assert proprio["q5_speed"] == pytest.approx(0.1 * env.data.qvel[4], abs=1e-6)
     assert 0.02 * (proprio["finger_left_scaled"] + 1) == pytest.approx(env.data.qpos[7], abs=1e-6)
@@ -85,7 +103,7 @@ def test_proprio_and_state_hold_what_their_names_say(make: Make) -> None:
     assert [proprio[f"hand_{a}"] for a in "xyz"] == pytest.approx([1 - site[0], -site[1], site[2]], abs=1e-6)
     state = observation["state"]
     assert state[:18] == pytest.approx(observation["proprio"][:18])
-    cube = env.data.xpos[env.scene.cube_body]
+    cube = env.data.xpos[env.scene.bodies["cube"]]
     assert state[24:27] == pytest.approx(cube, abs=1e-6)
     assert state[27:30] == pytest.approx(cube - state[18:21], abs=1e-6)
     assert state[33] == pytest.approx(0.8 - cube[2], abs=1e-6)

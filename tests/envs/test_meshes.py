@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from envs import meshes
-from envs.scene import TRIANGLES, load_scene
+from envs.compose import TRIANGLES
+from envs.scene import load_scene
 
 
 def _sphere(rings: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,10 +53,16 @@ def test_few_triangles_are_left_alone() -> None:
 
 
 def test_the_lean_robot_has_few_triangles_and_no_collision_mesh_is_drawn() -> None:
-    model = load_scene("real", "lean").model
-    drawn = [int(model.mesh_facenum[model.geom_dataid[g]]) for g in range(model.ngeom)
-             if model.geom_group[g] == 1 and model.geom_dataid[g] >= 0]
+    model = load_scene("franka_panda", "pick45", "real", "lean").model
+    drawn = [
+        int(model.mesh_facenum[model.geom_dataid[g]])
+        for g in range(model.ngeom)
+        if model.geom_group[g] == 1 and model.geom_dataid[g] >= 0
+    ]
     assert 3000 < sum(drawn) <= TRIANGLES["lean"] + 200
-    hulls = [int(model.mesh_vertnum[model.geom_dataid[g]]) for g in range(model.ngeom) if model.geom_group[g] == 3
-             and model.geom_dataid[g] >= 0]
+    hulls = [
+        int(model.mesh_vertnum[model.geom_dataid[g]])
+        for g in range(model.ngeom)
+        if model.geom_group[g] == 3 and model.geom_dataid[g] >= 0
+    ]
     assert len(hulls) == 11 and max(hulls) <= 64

@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs import pick, specs
+from envs.robots import PANDA
 from envs.task import RobotEnv
 
 Make = Callable[..., RobotEnv]
@@ -16,7 +16,7 @@ Make = Callable[..., RobotEnv]
 
 def _put_cube(env: RobotEnv, x: float, y: float, z: float) -> None:
     """Place the cube at rest; called before every step it stays there but for a step's fall."""
-    address = env.scene.cube_qpos
+    address = env.scene.joints["cube"]
     env.data.qpos[address : address + 7] = (x, y, z, 1, 0, 0, 0)
     env.data.qvel[9:15] = 0.0
     mujoco.mj_kinematics(env.scene.model, env.data)
@@ -27,8 +27,8 @@ def test_start_covers_the_published_range_and_no_more(make: Make) -> None:
     cubes, arms, fingers = [], [], []
     for seed in range(300):
         env.reset(seed=seed)
-        cubes.append(env.data.xpos[env.scene.cube_body].copy())
-        arms.append(env.data.qpos[:7] - pick.START_RAD)
+        cubes.append(env.data.xpos[env.scene.bodies["cube"]].copy())
+        arms.append(env.data.qpos[:7] - PANDA.start_rad)
         fingers.append(env.data.qpos[7:9].copy())
     low, high = np.min(cubes, axis=0), np.max(cubes, axis=0)
     assert low == pytest.approx([0.4, -0.2, 0.4225], abs=0.006) and (low >= [0.4, -0.2, 0.42]).all()
@@ -128,7 +128,7 @@ def test_an_arm_link_on_the_table_ends_the_episode_but_fingers_may_touch(make: M
 def test_the_arm_stays_in_place_without_action(make: Make) -> None:
     env = make(obs_mode="state", action_mode="joint_delta")
     env.reset(seed=0)
-    start = env.data.qpos[: specs.ARM_JOINTS].copy()
+    start = env.data.qpos[:7].copy()
     for _ in range(40):
         env.step(np.zeros(8))
     assert env.data.qpos[:7] == pytest.approx(start, abs=2e-3)  # gravity is compensated

@@ -93,7 +93,7 @@ def test_front_camera_sees_the_cube_everywhere_it_can_be_and_the_right_way_round
     env = make(obs_mode="pixels", cameras=("front",))
     env.reset(seed=0)
     seen = {}
-    qpos = env.data.qpos[env.scene.cube_qpos :]
+    qpos = env.data.qpos[env.scene.joints["cube"] :]
     for x, y, z in [(0.4, -0.2, 0.42), (0.4, 0.2, 0.42), (0.6, -0.2, 0.42), (0.6, 0.2, 0.42), (0.6, 0.0, 0.8)]:
         qpos[:3] = x, y, z
         mujoco.mj_kinematics(env.scene.model, env.data)
