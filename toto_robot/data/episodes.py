@@ -9,6 +9,7 @@ records with it too.
     store = EpisodeStore.create(path, features=features, fps=20.0, env={"env_id": "..."})
     for index in range(len(store), wanted):  # len(store) is where a killed collection goes on
         store.append(episode, {"seed": seed, "success": True})
+    store.finish()  # where it was created with compression="blosc-lz4": from here on it is read only
 """
 
 from __future__ import annotations
@@ -79,11 +80,13 @@ class EpisodeStore:
         fps: float,
         env: Mapping[str, Any],
         provenance: Mapping[str, Any] | None = None,
+        compression: str | None = None,
     ) -> EpisodeStore:
         """Make an empty store at `path`.
 
-        `env` is the JSON of the task's spec (it has to name `env_id`), `fps` the control rate in Hz. ValueError where
-        `path` holds something already.
+        `env` is the JSON of the task's spec (it has to name `env_id`), `fps` the control rate in Hz. `compression` is
+        what `finish` compresses the store with, one of codecs.CODECS; it grows uncompressed. ValueError where `path`
+        holds something already, or the codec is unknown.
         """
         if "env_id" not in env:
             raise ValueError(f"env must name its 'env_id', which tells policies the task; got the keys {sorted(env)}")
@@ -101,7 +104,14 @@ class EpisodeStore:
             "provenance": dict(provenance or {}),
         }
         arrays = {key: (spec.dtype, spec.shape) for key, spec in every.items()}
-        flat = FlatStore.create(Path(path), kind=KIND, ends="episode_ends", features=arrays, attributes=attributes)
+        flat = FlatStore.create(
+            Path(path),
+            kind=KIND,
+            ends="episode_ends",
+            features=arrays,
+            attributes=attributes,
+            compression=compression,
+        )
         return cls(flat)
 
     @classmethod
@@ -126,6 +136,11 @@ class EpisodeStore:
     def meta(self) -> dict[str, Array]:
         """Return the numbers of all episodes, name to (E,): `length` in steps and what `append` was given."""
         return self._flat.meta
+
+    @property
+    def compression(self) -> str | None:
+        """Return the codec that the store is compressed with, or will be by `finish`; None where it stays as it is."""
+        return self._flat.compression
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -165,6 +180,13 @@ class EpisodeStore:
         for key, array in arrays.items():
             self._flat.write(key, array)
         self._flat.commit({**meta, "length": length})
+
+    def finish(self) -> None:
+        """Say that no episode is missing, and compress the store if it was created so; it is then read only.
+
+        A kill leaves it as it was or finished, and calling this again goes on. OSError (disk full) leaves it as it was.
+        """
+        self._flat.finish()
 
     def close(self) -> None:
         """Let another process append; reading goes on."""

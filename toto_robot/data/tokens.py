@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from toto_robot.data.flat_store import FlatStore
 from toto_robot.data.sampling import Integers, split_by_group
-from toto_robot.data.shards import ShardedArray
+from toto_robot.data.sharded_array import ShardedArray
 
 KIND = "tokens"
 MAX_VOCAB = 2**16  # of uint16; 2 bytes a token is also what 8192 codes compress to at best
