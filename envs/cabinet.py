@@ -52,7 +52,7 @@ class CabinetTask:
         """Draw the arm's start and the cabinet's place; the drawer is closed, four boxes lie in it."""
         place_robot(scene, data, random)
         position = np.array(CABINET_POSITION_M) + random.uniform(-1, 1, 3) * CABINET_SPREAD_M
-        data.mocap_pos[0] = position
+        data.mocap_pos[scene.model.body_mocapid[scene.bodies["cabinet"]]] = position
         drawer = position + DRAWER_POSITION_M
         for index in range(PROPS):
             row, column = divmod(index, 2)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from envs import meshes, specs
 from envs.meshes import Floats
 from envs.robots import Robot
-from envs.worlds import FURNITURE, OBJECT, ROBOT, World, add_world
+from envs.worlds import FURNITURE, OBJECT, ROBOT, World, add_dressing, add_world
 
 BASE_POSITION_M = (1.0, 0.0, 0.0)  # PixMC: the robot at x = 1 faces -x
 TRIANGLES = {"lean": 6_000, "full": 60_000}  # for the whole robot; robosuite ships 168 000
@@ -29,8 +29,8 @@ ARM_ARMATURE_KGM2 = 0.1  # MuJoCo Menagerie's Panda; robosuite's 5 / (i + 1) is 
 _FINGER_ARMATURE_KGM2 = 0.01  # of the Robotiq's hinges, whose links weigh 30 g
 
 
-def compose(robot: Robot, world: World, preset: specs.Preset, quality: str) -> str:
-    """Return the MJCF text of the robot, its surroundings, the cameras and the servos."""
+def compose(robot: Robot, world: World, preset: specs.Preset, quality: str, dressed: bool) -> str:
+    """Return the MJCF text of the robot, its surroundings, cameras and servos; `dressed` adds randomisable parts."""
     source = _robosuite_robot(robot)
     original = mujoco.MjModel.from_xml_string(ElementTree.tostring(source, encoding="unicode"))
     arm = source.find("worldbody/body")
@@ -57,6 +57,8 @@ def compose(robot: Robot, world: World, preset: specs.Preset, quality: str) -> s
     worldbody.insert(0, arm)  # first, so that the robot's joints lead qpos and qvel
     _add_servos(root, robot, preset)
     _couple_fingers(root, robot)
+    if dressed:
+        add_dressing(root)
     return ElementTree.tostring(root, encoding="unicode")
 
 

@@ -54,6 +54,14 @@ class ArmController:
         self.finger = float(data.qpos[ARM_JOINTS])
         self._write(data)
 
+    def neutral_action(self) -> Floats:
+        """Return the action that holds arm and fingers where they are commanded. (A,)"""
+        action = np.zeros(len(self.scale))
+        if self._mode == "ee_delta":
+            travel = self._hand.open - self._hand.closed
+            action[6] = 1.0 - 2.0 * (self.finger - self._hand.closed) / travel
+        return action
+
     def apply(self, data: Any, action: Floats) -> None:
         """Move the command by `action` (A,) in [-1, 1] and write it to `data.ctrl`; needs current kinematics."""
         scaled = action * self.scale

@@ -24,10 +24,11 @@ _LIBRARY = {"egl": ("EGL", "GL"), "osmesa": ("OSMesa",)}
 class CameraRenderer:
     """Draws one environment's data; the GL objects behind it are shared and outlive it."""
 
-    def __init__(self, model: Any, quality: str) -> None:
+    def __init__(self, model: Any, quality: str, shared: Any = None) -> None:
+        """`model` may be an environment's own variation of a `shared` one, whose meshes and textures are then used."""
         self._model = model
         self._device = _device()
-        self._context = self._device.context(model)
+        self._context = self._device.context(model if shared is None else shared)
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = [1, 1, 0, 0, 0, 0]  # 0, 1 drawn; 3 collision hulls
         self._option.sitegroup[:] = 0

@@ -17,6 +17,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,22 @@ PAIRS = (
 
 
 @dataclass(frozen=True)
+class Key:
+    """What a scene is composed from."""
+
+    robot: str
+    world: str
+    preset: str
+    quality: str
+    dressed: bool
+
+    @property
+    def file_name(self) -> str:
+        """Return the name of an exported scene."""
+        return f"{self.robot}_{self.world}_{self.preset}_{self.quality}{'_dressed' if self.dressed else ''}.xml"
+
+
+@dataclass(frozen=True)
 class Scene:
     """A compiled model and the addresses that stepping needs. All environments of a process share it; never written."""
 
@@ -59,9 +76,12 @@ class Scene:
 
 
 @functools.lru_cache(maxsize=16)
-def load_scene(robot: str, world: str, preset: str, quality: str) -> Scene:
-    """Compile the scene of a robot, a world and a preset; the same object for the same arguments within a process."""
-    xml = _text(robot, world, preset, quality)
+def load_scene(robot: str, world: str, preset: str, quality: str, dressed: bool = False) -> Scene:
+    """Compile the scene of a robot, a world and a preset; the same object for the same arguments within a process.
+
+    `dressed` scenes hold what randomisation needs besides.
+    """
+    xml = _text(Key(robot, world, preset, quality, dressed))
     model = mujoco.MjModel.from_xml_string(xml)
     rotation = np.zeros(9)
     mujoco.mju_quat2Mat(rotation, model.body("base").quat)
@@ -96,12 +116,12 @@ def export_scenes(folder: Path) -> list[Path]:
     """Write the scenes of all tasks, presets and qualities as MJCF files for computers without robosuite."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for robot, world in PAIRS:
-        for preset in specs.PRESETS:
-            for quality in specs.RENDER_QUALITIES:
-                path = folder / _file_name(robot.name, world.name, preset, quality)
-                _write_atomically(path, _cached_xml(robot.name, world.name, preset, quality))
-                written.append(path)
+    for (robot, world), preset, quality, dressed in product(
+        PAIRS, specs.PRESETS, specs.RENDER_QUALITIES, (False, True)
+    ):
+        key = Key(robot.name, world.name, preset, quality, dressed)
+        _write_atomically(folder / key.file_name, _cached_xml(key))
+        written.append(folder / key.file_name)
     return written
 
 
@@ -114,16 +134,12 @@ def _digest(xml: str) -> str:
     return hashlib.sha256(ElementTree.tostring(root)).hexdigest()[:16]
 
 
-def _file_name(robot: str, world: str, preset: str, quality: str) -> str:
-    return f"{robot}_{world}_{preset}_{quality}.xml"
-
-
-def _text(robot: str, world: str, preset: str, quality: str) -> str:
+def _text(key: Key) -> str:
     """Return the scene's MJCF: an exported one where the user names a folder, else the cached or composed one."""
     folder = os.environ.get(SCENES_FOLDER)
     if not folder:
-        return _cached_xml(robot, world, preset, quality)
-    path = Path(folder) / _file_name(robot, world, preset, quality)
+        return _cached_xml(key)
+    path = Path(folder) / key.file_name
     if not path.exists():
         raise ValueError(
             f"{SCENES_FOLDER}={folder} has no {path.name}; write it with `python -m envs.scene <folder>` on a "
@@ -132,16 +148,16 @@ def _text(robot: str, world: str, preset: str, quality: str) -> str:
     return path.read_text()
 
 
-def _cached_xml(robot: str, world: str, preset: str, quality: str) -> str:
+def _cached_xml(key: Key) -> str:
     """Return the composed scene, from the cache when the same sources and versions made it before."""
     modules = (compose, meshes, robots, specs, worlds)
     sources = [Path(module.__file__ or "").read_bytes() for module in modules]
-    versions = f"{_robosuite_version()} {mujoco.__version__} {robot} {world} {preset} {quality}"
-    key = hashlib.sha256(b"\0".join([*sources, versions.encode()])).hexdigest()[:20]
-    path = cache_folder() / f"{key}_{_file_name(robot, world, preset, quality)}"
+    versions = f"{_robosuite_version()} {mujoco.__version__}"
+    made_from = hashlib.sha256(b"\0".join([*sources, versions.encode()])).hexdigest()[:20]
+    path = cache_folder() / f"{made_from}_{key.file_name}"
     if path.exists():
         return path.read_text()
-    xml = _compose_apart(robot, world, preset, quality)
+    xml = _compose_apart(key)
     try:
         _write_atomically(path, xml)
     except OSError as error:
@@ -159,20 +175,21 @@ def _robosuite_version() -> str:
         ) from error
 
 
-def _compose_apart(*names: str) -> str:
+def _compose_apart(key: Key) -> str:
     """Compose in another process: robosuite's import changes MUJOCO_GL and loads 300 MB that stepping never needs."""
     root = str(Path(__file__).resolve().parent.parent)
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
     command = [sys.executable, "-c", "import sys; from envs import scene; scene.print_scene(*sys.argv[1:])"]
-    done = subprocess.run([*command, *names], env=environment, capture_output=True, text=True, check=False)
+    arguments = [key.robot, key.world, key.preset, key.quality, *(["dressed"] if key.dressed else [])]
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"composing the scene from robosuite's models failed:\n{done.stderr.strip()[-2000:]}")
     return done.stdout
 
 
-def print_scene(robot: str, world: str, preset: str, quality: str) -> None:
+def print_scene(robot: str, world: str, preset: str, quality: str, *dressed: str) -> None:
     """Print a scene's MJCF text."""
-    sys.stdout.write(compose.compose(ROBOTS[robot], WORLDS[world], specs.PRESETS[preset], quality))
+    sys.stdout.write(compose.compose(ROBOTS[robot], WORLDS[world], specs.PRESETS[preset], quality, bool(dressed)))
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from envs.meshes import Floats
 from envs.robots import ARM_JOINTS, Robot
 
 OBS_MODES = ("state", "proprio", "pixels", "all")
@@ -88,6 +91,7 @@ class TaskSpec:
     cameras: tuple[str, ...]
     image_size: int
     scene_hash: str
+    randomization: dict[str, float] | None = None  # axis to strength
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists, strings and numbers, ready for JSON."""
@@ -124,3 +128,26 @@ def proprio_layout(robot: Robot) -> tuple[tuple[str, ...], tuple[str, ...]]:
     fingers = [f"0.1 {robot.gripper.unit}/s"] * 2
     units = ["of range, -1..1"] * 9 + ["0.1 rad/s"] * 7 + fingers + ["m"] * 3 + ["1"] * 6
     return tuple(names), tuple(units)
+
+
+def position_range(robot: Robot) -> tuple[Floats, Floats]:
+    """Return lowest and highest positions of the arm and the two driven fingers. (9,)"""
+    hand = robot.gripper
+    fingers = np.sort([[sign * end for end in (hand.open, hand.closed)] for sign in (1.0, hand.right_sign)], axis=1)
+    return np.concatenate([robot.low_rad, fingers[:, 0]]), np.concatenate([robot.high_rad, fingers[:, 1]])
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_cameras(cameras: Any) -> tuple[str, ...]:
+    """Return the cameras' names as a tuple; ValueError for an unknown, a repeated or no camera."""
+    names = (cameras,) if isinstance(cameras, str) else tuple(cameras)
+    for name in names:
+        check_choice("camera", name, CAMERAS)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"cameras must name each camera once, out of {', '.join(CAMERAS)}, got {names}")
+    return names

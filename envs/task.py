@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections import deque
 from typing import Any, Protocol
 
 import gymnasium
@@ -13,6 +16,7 @@ from gymnasium import spaces
 from envs import specs
 from envs.control import ArmController
 from envs.meshes import Floats
+from envs.randomize import Draw, Randomizer, parse_randomization
 from envs.render import CameraRenderer
 from envs.robots import ARM_JOINTS, Robot
 from envs.scene import Scene, load_scene
@@ -28,10 +32,21 @@ _EPISODE = 5  # numbers of ours behind MuJoCo's in a simulator state: finger com
 class Task(Protocol):
     """What a task adds to the robot. It holds no state of an episode."""
 
-    env_id: str
-    robot: Robot
-    world: World
-    state_entries: int
+    @property
+    def env_id(self) -> str:
+        """gymnasium's id."""
+
+    @property
+    def robot(self) -> Robot:
+        """The arm and its gripper."""
+
+    @property
+    def world(self) -> World:
+        """What stands around it."""
+
+    @property
+    def state_entries(self) -> int:
+        """Entries of `state`."""
 
     def place(self, scene: Scene, data: Any, random: np.random.Generator) -> None:
         """Write the start positions of robot and objects into `data`."""
@@ -64,6 +79,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         preset: `real` (20 Hz, 166 steps) or `pixmc` (60 Hz, 500 steps).
         render_quality: `lean` for learning, `full` for people.
         render_mode: None or `rgb_array` (the front camera, at least 480 px).
+        randomize: None, "all", or axis -> strength (envs/randomize.py).
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's)
@@ -79,12 +95,13 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         preset: str = "real",
         render_quality: str = "lean",
         render_mode: str | None = None,
+        randomize: Any = None,
     ) -> None:
-        _check_choice("obs_mode", obs_mode, specs.OBS_MODES)
-        _check_choice("action_mode", action_mode, specs.ACTION_MODES)
-        _check_choice("preset", preset, tuple(specs.PRESETS))
-        _check_choice("render_quality", render_quality, specs.RENDER_QUALITIES)
-        cameras = _check_cameras(cameras)
+        specs.check_choice("obs_mode", obs_mode, specs.OBS_MODES)
+        specs.check_choice("action_mode", action_mode, specs.ACTION_MODES)
+        specs.check_choice("preset", preset, tuple(specs.PRESETS))
+        specs.check_choice("render_quality", render_quality, specs.RENDER_QUALITIES)
+        cameras = specs.check_cameras(cameras)
         if not isinstance(image_size, int) or not 8 <= image_size <= 1024:
             raise ValueError(f"image_size must be an integer number of pixels in 8..1024, got {image_size!r}")
         if render_mode not in (None, "rgb_array"):
@@ -92,10 +109,21 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self.metadata = {**self.metadata, "render_fps": specs.PRESETS[preset].control_rate_hz}
         self.render_mode = render_mode
         self.task, self.preset, self.obs_mode = task, specs.PRESETS[preset], obs_mode
-        self.scene = load_scene(task.robot.name, task.world.name, preset, render_quality)
+        axes = parse_randomization(randomize)
+        names = (task.robot.name, task.world.name, preset, render_quality)
+        # Start positions and policies belong to the plain scene, whatever is put on top of it.
+        self._scene_hash, self._randomization = load_scene(*names).digest, axes.as_dict() if axes else None
+        self._shared_model = load_scene(*names, dressed=axes is not None).model
+        self.scene = load_scene(*names, dressed=axes is not None)
+        self._randomizer: Randomizer | None = None
+        if axes is not None:
+            self.scene = dataclasses.replace(self.scene, model=copy.copy(self._shared_model))
+            self._randomizer = Randomizer(axes, self.scene, self._shared_model)
+        self._draw_now = Draw()
+        self._waiting: deque[Floats] = deque()  # actions on their way to the arm
         self.data = mujoco.MjData(self.scene.model)
         self.controller = ArmController(self.scene, self.preset, action_mode)
-        self._position_low, high = _position_range(task.robot)
+        self._position_low, high = specs.position_range(task.robot)
         self._position_gain = 2.0 / (high - self._position_low)
         self._quality, self._image_size = render_quality, image_size
         self._cameras = cameras if obs_mode in ("pixels", "all") else ()
@@ -119,17 +147,24 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
             raise ValueError(f"reset takes no options, got {sorted(options)}")
         mujoco.mj_resetData(self.scene.model, self.data)
         self.task.place(self.scene, self.data, self.np_random)
+        self._draw_now = self._randomizer.draw(self.data, self.np_random) if self._randomizer else Draw()
         self._steps = self._streak = 0
         self._latched = self._goal_now = False
         self._refresh()
         self.controller.reset(self.data)
+        delay = round(self._draw_now.latency_s * self.preset.control_rate_hz)
+        self._waiting = deque([self.controller.neutral_action()] * delay)
         zero = np.zeros(self.action_space.shape or 0)
-        return self._observe(), self._info(self.task.reward_terms(self.scene, self.data, zero))
+        info = self._info(self.task.reward_terms(self.scene, self.data, zero))
+        if self._randomizer is not None:
+            info["randomization"] = self._draw_now.numbers
+        return self._observe(), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move one control period; `action` (A,) in [-1, 1]. Truncates at the horizon, terminates on failure only."""
         checked = self._check_action(action)
-        self.controller.apply(self.data, checked)
+        self._waiting.append(checked)
+        self.controller.apply(self.data, self._waiting.popleft())
         mujoco.mj_step(self.scene.model, self.data, nstep=self.preset.substeps)
         collided = self._arm_collided()
         self._refresh()
@@ -154,7 +189,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
 
     def picture(self, camera: str, size: int) -> npt.NDArray[np.uint8]:
         """Return a square RGB picture of any camera at any size, without stepping."""
-        _check_cameras((camera,))
+        specs.check_cameras((camera,))
         return self._draw((camera,), size)[camera]
 
     def expert(self, seed: int, noise: float = 0.0) -> Any:
@@ -259,7 +294,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
 
     def _draw(self, cameras: tuple[str, ...], size: int) -> dict[str, npt.NDArray[np.uint8]]:
         if self._renderer is None:
-            self._renderer = CameraRenderer(self.scene.model, self._quality)
+            self._renderer = CameraRenderer(self.scene.model, self._quality, self._shared_model)
         return self._renderer.draw(self.data, cameras, size, size)
 
     def _observation_space(self) -> spaces.Dict:
@@ -290,30 +325,10 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
             proprio_units=proprio_units,
             cameras=self._cameras,
             image_size=self._image_size,
-            scene_hash=self.scene.digest,
+            scene_hash=self._scene_hash,
+            randomization=self._randomization,
         )
-
-
-def _position_range(robot: Robot) -> tuple[Floats, Floats]:
-    """Return lowest and highest positions of the arm and the two driven fingers. (9,)"""
-    hand = robot.gripper
-    fingers = np.sort([[sign * end for end in (hand.open, hand.closed)] for sign in (1.0, hand.right_sign)], axis=1)
-    return np.concatenate([robot.low_rad, fingers[:, 0]]), np.concatenate([robot.high_rad, fingers[:, 1]])
 
 
 def _box(entries: int) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, (entries,), np.float32)
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_cameras(cameras: Any) -> tuple[str, ...]:
-    names = (cameras,) if isinstance(cameras, str) else tuple(cameras)
-    for name in names:
-        _check_choice("camera", name, specs.CAMERAS)
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"cameras must name each camera once, out of {', '.join(specs.CAMERAS)}, got {names}")
-    return names

@@ -27,6 +27,11 @@ PROP_DENSITY_KG_M3 = 400.0
 PROPS = 4
 _BOARD_KG_M3 = 600.0
 
+# What randomisation (randomize.py) needs in a scene: things without contact, and patterns for surfaces.
+DISTRACTORS = 6
+TEXTURES = 8
+_SHAPES = ("box", "sphere", "cylinder", "capsule", "ellipsoid", "box")
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -55,6 +60,29 @@ def add_world(worldbody: ElementTree.Element, world: World) -> None:
         _add_cube(worldbody, world.cube_side_m)
     else:
         _add_cabinet(worldbody)
+
+
+def add_dressing(root: ElementTree.Element) -> None:
+    """Append distractors (parked below the floor) and procedural textures with their materials."""
+    worldbody, assets = root.find("worldbody"), root.find("asset")
+    assert worldbody is not None and assets is not None
+    for index, shape in enumerate(_SHAPES):
+        name = f"distractor{index}"
+        body = ElementTree.SubElement(worldbody, "body", {"name": name, "mocap": "true", "pos": f"{index} 0 -2"})
+        look = {"name": name, "class": "visual", "type": shape, "size": "0.03 0.03 0.03", "rgba": "0.5 0.6 0.5 1"}
+        ElementTree.SubElement(body, "geom", look)
+    for index in range(TEXTURES):
+        # Pairs of greys and tones, so that a geom's own colour shows through.
+        light, dark = 1.0 - 0.05 * (index % 3), 0.30 + 0.08 * index
+        texture = {"name": f"pattern{index}", "type": "2d", "width": "128", "height": "128"}
+        texture |= {"rgb1": f"{light} {light} {light}", "rgb2": f"{dark} {dark * 0.9:.3f} {dark * 0.8:.3f}"}
+        texture |= {"builtin": ("checker", "gradient", "flat")[index % 3]}
+        if texture["builtin"] == "flat":
+            texture |= {"mark": "random", "markrgb": "0.2 0.2 0.2", "random": "0.05"}
+        ElementTree.SubElement(assets, "texture", texture)
+        repeat = f"{1 + index} {1 + index}"
+        material = {"name": f"pattern{index}", "texture": f"pattern{index}", "texrepeat": repeat, "texuniform": "true"}
+        ElementTree.SubElement(assets, "material", material)
 
 
 def _add_table(worldbody: ElementTree.Element) -> None:
