@@ -2,7 +2,9 @@
 
 Commands are known by name only and imported when called, so nothing here imports upward. A command is a function
 `(config, run_dir) -> exit code`; the dataclass of its first parameter is its schema, `configs/<command>.yaml` holds its
-defaults. Hydra composes the two with what stands on the command line; no `DictConfig` leaves this file.
+defaults. Hydra composes the two with what stands on the command line; no `DictConfig` leaves this file. A command may
+have two words (`data info`, file `configs/data-info.yaml`), and its schema may name keys that are given without a name
+(`POSITIONAL`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from toto_robot.run_folder import provenance, write_json, write_text
 
@@ -99,6 +101,35 @@ COMMANDS: dict[str, Command] = {
         "closed-loop success of a policy bundle with its Wilson interval",
         ("evaluate policy=outputs/train-policy/default/bundle episodes=200",),
     ),
+    "data info": Command(
+        "toto_robot.data.commands:info",
+        "what is in a data set: episodes, features, units, ranges, success, size, origin",
+        ("data info outputs/collect/default/episodes", "data info demos.hdf5 json=true"),
+    ),
+    "data check": Command(
+        "toto_robot.data.commands:check",
+        "find what is wrong with a data set: NaN, gaps, lengths, units, pictures, another scene",
+        ("data check outputs/collect/default/episodes", "data check my_lerobot_folder environment=false"),
+    ),
+    "data view": Command(
+        "toto_robot.data.commands:view",
+        "a contact sheet (PNG) and a video (mp4) of a data set",
+        ("data view outputs/collect/default/episodes", "data view demos.hdf5 sheet_episodes=4 fps=20"),
+    ),
+    "data replay": Command(
+        "policies.replay:replay",
+        "simulate the stored actions again and say how far the states drift",
+        ("data replay outputs/collect/default/episodes", "data replay my_lerobot_folder episodes=5"),
+    ),
+    "data convert": Command(
+        "toto_robot.data.commands:convert_data",
+        "between our store, LeRobot v3 and robomimic, both ways",
+        (
+            "data convert outputs/collect/default/episodes demos_lerobot format=lerobot",
+            "data convert outputs/collect/default/episodes demos.hdf5 format=robomimic",
+            "data convert my_lerobot_folder episodes format=toto",
+        ),
+    ),
 }
 
 # Where a command without overrides works, if not in outputs/<command>/default: names that other commands look for.
@@ -141,7 +172,10 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
         return 0 if arguments else 2
-    name, rest = arguments[0], arguments[1:]
+    name, rest = _command_name(arguments)
+    if name in _families() and (not rest or rest[0] in ("--help", "-h")):
+        print(_family_overview(name))
+        return 0 if rest else 2
     if name == "--version":
         from importlib.metadata import version
 
@@ -159,6 +193,7 @@ def _dispatch(arguments: list[str]) -> int:
     if "--help" in rest or "-h" in rest:
         print(_command_help(name, function, schema))
         return 0
+    overrides = _named(name, schema, overrides)
     run = [word.removeprefix("run=") for word in overrides if word.startswith("run=")]
     overrides = [word for word in overrides if not word.startswith("run=")]
     if "--multirun" in rest or "-m" in rest:
@@ -172,15 +207,49 @@ def _dispatch(arguments: list[str]) -> int:
     return function(config, _open_run(name, schema, overrides, run_dir))
 
 
+def _command_name(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the command, of one word or two, and the words behind it."""
+    name, rest = arguments[0], list(arguments[1:])
+    if name in _families() and rest and not rest[0].startswith("-"):
+        return f"{name} {rest[0]}", rest[1:]
+    return name, rest
+
+
+def _families() -> set[str]:
+    """Return the first words of the commands that have two."""
+    return {name.split()[0] for name in COMMANDS if " " in name}
+
+
+def _slug(name: str) -> str:
+    """Return the command's name for files: `data info` -> `data-info`."""
+    return name.replace(" ", "-")
+
+
+def _named(name: str, schema: type, words: Sequence[str]) -> list[str]:
+    """Give the words without a key theirs: the schema's `POSITIONAL`, in order."""
+    positional = list(getattr(schema, "POSITIONAL", ()))
+    named: list[str] = []
+    for word in words:
+        if re.match(r"[+~]*[\w./@]+=", word) or not getattr(schema, "POSITIONAL", ()):
+            named.append(word)
+        elif not positional:
+            places = " ".join(f"<{key}>" for key in schema.POSITIONAL)  # type: ignore[attr-defined]
+            raise UsageError(f"expected `toto_robot {name} {places} [key=value]`, got one word more: {word!r}")
+        else:
+            quoted = word.replace("\\", "\\\\").replace("'", "\\'")
+            named.append(f"{positional.pop(0)}='{quoted}'")
+    return named
+
+
 def default_run_dir(name: str, overrides: Sequence[str]) -> Path:
     """Return `outputs/<command>/<name>` where the name is made of the overrides, so that the same command continues."""
     if not overrides:
-        return Path("outputs") / _RUNS.get(name, f"{name}/default")
+        return Path("outputs") / _RUNS.get(name, f"{name.replace(' ', '/')}/default")
     words = "-".join(
         re.sub(r"[^A-Za-z0-9.]+", "_", override.split("=", 1)[-1]).strip("_") for override in sorted(overrides)
     )
     digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
-    return Path("outputs") / name / f"{words[:60]}-{digest}"
+    return Path("outputs") / name.replace(" ", "/") / f"{words[:60]}-{digest}"
 
 
 # ---------------------------------------------------------------------------------------------------------- composition
@@ -192,7 +261,7 @@ def _load(name: str) -> tuple[Callable[[Any, Path], int], type]:
     function = getattr(importlib.import_module(module_name), function_name)
     schema: type = typing.get_type_hints(function)["config"]
     assert dataclasses.is_dataclass(schema), f"{COMMANDS[name].target} takes no dataclass"
-    ConfigStore.instance().store(name=f"{name}_schema", node=_mutable(schema))
+    ConfigStore.instance().store(name=f"{_slug(name)}_schema", node=_mutable(schema))
     return function, schema
 
 
@@ -248,8 +317,12 @@ def _compose(name: str, schema: type, overrides: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("configs", version_base="1.3"):
-            composed = compose(config_name=name, overrides=list(overrides))
+            composed = compose(config_name=_slug(name), overrides=list(overrides))
             values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        places = f" {_places(schema)}" if _places(schema) else ""
+        usage = f"usage: toto_robot {name}{places} [key=value]"
+        raise UsageError(f"{name} needs {error.full_key}; {usage}; --help lists the keys") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_one_line(error.__cause__ or error)) from error
     return _freeze(schema, typing.cast(dict[str, Any], values))
@@ -335,9 +408,9 @@ def _multirun(name: str, schema: type, overrides: Sequence[str], run: str | None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which shows one line
     GlobalHydra.instance().clear()
     task = functools.partial(_sweep_job, name)
-    task.__module__, task.__name__ = __name__, name  # type: ignore[attr-defined]  # hydra.main asks the task for them
+    task.__module__, task.__name__ = __name__, _slug(name)  # type: ignore[attr-defined]  # hydra.main asks the task for them
     try:
-        hydra.main(version_base="1.3", config_path="pkg://configs", config_name=name)(task)()
+        hydra.main(version_base="1.3", config_path="pkg://configs", config_name=_slug(name))(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_one_line(error)) from error
     return 0
@@ -382,10 +455,37 @@ def _overview() -> str:
     )
 
 
+def _family_overview(family: str) -> str:
+    """Return what the commands that share a first word do, and how they look."""
+    members = {name: command for name, command in COMMANDS.items() if name.startswith(f"{family} ")}
+    places = {name: _places(_load(name)[1]) for name in members}
+    shown = {name: f"{name} {places[name]}".rstrip() for name in members}
+    width = max(map(len, shown.values())) + 2
+    return "\n".join(
+        [
+            f"usage: toto_robot {family} <command> ... [key=value]",
+            "",
+            "commands:",
+            *(f"  {shown[name]:<{width}}{command.summary}" for name, command in members.items()),
+            "",
+            "examples:",
+            *(f"  toto_robot {command.examples[0]}" for command in members.values() if command.examples),
+            "",
+            f"`toto_robot {family} <command> --help` lists the keys of one command.",
+        ]
+    )
+
+
+def _places(schema: type) -> str:
+    return " ".join(f"<{key}>" for key in getattr(schema, "POSITIONAL", ()))
+
+
 def _command_help(name: str, function: Callable[..., Any], schema: type) -> str:
     command = COMMANDS[name]
     comments = _comments(schema)
     lines = [f"toto_robot {name}: {command.summary}", ""]
+    if _places(schema):
+        lines += [f"usage: toto_robot {name} {_places(schema)} [key=value]", ""]
     described = inspect.getdoc(function)
     if described:
         lines += [textwrap.dedent(described), ""]
@@ -414,7 +514,7 @@ def _command_help(name: str, function: Callable[..., Any], schema: type) -> str:
 def _defaults(name: str) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     with initialize_config_module("configs", version_base="1.3"):
-        return typing.cast(dict[str, Any], OmegaConf.to_container(compose(config_name=name)))
+        return typing.cast(dict[str, Any], OmegaConf.to_container(compose(config_name=_slug(name))))
 
 
 def _keys(schema: type, prefix: str = "") -> Iterable[str]:
@@ -442,7 +542,7 @@ def _comments(schema: type, prefix: str = "") -> dict[str, str]:
 def _groups(name: str) -> dict[str, list[str]]:
     """Return the option names of each group folder that the command's YAML names in its defaults list."""
     root = resources.files("configs")
-    text = (root / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (root / f"{_slug(name)}.yaml").read_text(encoding="utf-8")
     named = re.findall(r"^\s*- (?:optional |override )?(\w+): *\w+", text, re.MULTILINE)
     return {
         group: sorted(

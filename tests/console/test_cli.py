@@ -35,7 +35,8 @@ def test_examples_in_the_table_compose():
     for name, command in cli.COMMANDS.items():
         _, schema = cli._load(name)
         for example in command.examples:
-            words = [word for word in example.split()[1:] if not word.startswith(("-", "run="))]
+            words = example.removeprefix(name).split()
+            words = cli._named(name, schema, [word for word in words if not word.startswith(("-", "run="))])
             if "--multirun" not in example:
                 cli._compose(name, schema, words)
             cli._check_overrides(name, schema, words)
