@@ -44,7 +44,7 @@ def run(task: str, preset: str, noise: float, seeds: int) -> dict[str, Any]:
         "noise": noise,
         "successes": rate.successes,
         "episodes": seeds,
-        "wilson95": [round(bound, 4) for bound in rate.wilson95],
+        "wilson95": [round(bound, 4) for bound in rate.interval],
         "steps_mean": round(float(np.mean(steps)), 1) if steps else None,
         "steps_max": max(steps, default=None),
         "failed_seeds": failed[:10],

@@ -72,6 +72,8 @@ def parse_randomization(value: Any) -> Randomization | None:
     if isinstance(value, str):
         value = list(AXES) if value == "all" else [value]
     strengths = dict(value) if isinstance(value, Mapping) else dict.fromkeys(value, 1.0)
+    if set(strengths) == {"all"}:
+        strengths = dict.fromkeys(AXES, strengths["all"])
     for name in strengths:
         if name not in AXES:
             near = difflib.get_close_matches(str(name), AXES, n=1)

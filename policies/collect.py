@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from policies.environment import environment_id, make_environment, plain, task_spec
+from policies.environment import environment_id, make_environment, plain, randomization, task_spec
 from policies.processes import Processes, usable_cores
 from policies.statistics import Rate
 from toto_robot.data.episodes import IMAGE_PREFIX, EpisodeStore, FeatureSpec
+from toto_robot.data.export import ExportVideoConfig, export_video
 from toto_robot.run_folder import git_commit
 
 # An expert that fails this often is broken; without an end the command would run for ever.
@@ -32,7 +33,8 @@ _HOPELESS_RATE = 0.05
 class CollectConfig:
     """Settings of `toto_robot collect`."""
 
-    MAY_CHANGE = ("episodes", "workers")  # more episodes continue the store; the number of processes changes nothing
+    # More episodes continue the store; processes and videos change nothing in it.
+    MAY_CHANGE = ("episodes", "workers", "videos")
 
     env: str = "franka_pick"  # short name or gymnasium id
     episodes: int = 100  # episodes to keep
@@ -44,6 +46,9 @@ class CollectConfig:
     action_mode: str = "ee_delta"  # ee_delta or joint_delta
     preset: str = "real"  # preset of the environment
     keep_failures: bool = False  # keep attempts in which the expert failed
+    randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
+    randomize_strength: float = 1.0  # 1 is the whole range of each axis
+    videos: bool = False  # also write an mp4 of each episode and camera, and a contact sheet, beside the store
     workers: int | None = None  # processes; null is one a core
 
     def __post_init__(self) -> None:
@@ -66,6 +71,7 @@ class CollectConfig:
             "image_size": self.image_size,
             "action_mode": self.action_mode,
             "preset": self.preset,
+            **randomization(self.randomize, self.randomize_strength),
         }
 
 
@@ -88,6 +94,8 @@ def collect(config: CollectConfig, run_dir: Path) -> int:
     path = Path(config.out) if config.out else run_dir / "episodes"
     store = collect_episodes(config, path)
     print(f"{path}: {len(store)} episodes, {store.steps} steps; expert {expert_rate(store, config)}")
+    if config.videos:
+        export_video(ExportVideoConfig(data=str(path)), path.parent / f"{path.name}_videos")
     print(f"next: toto_robot train-policy env={config.env} demos={path}")
     return 0
 
@@ -224,9 +232,10 @@ def _create(config: CollectConfig, path: Path, first: Attempt) -> EpisodeStore:
 def _settings(config: CollectConfig) -> dict[str, Any]:
     """Return what the content of the store depends on."""
     kept = plain(asdict(config))
-    return {key: value for key, value in kept.items() if key not in ("out", "workers", "episodes")} | {
-        "env": environment_id(config.env)
-    }
+    unimportant = {"out", "workers", "episodes", "videos"}
+    if not config.randomize:  # stores from before there was randomisation say nothing about it
+        unimportant |= {"randomize", "randomize_strength"}
+    return {key: value for key, value in kept.items() if key not in unimportant} | {"env": environment_id(config.env)}
 
 
 def _meta(config: CollectConfig, result: Attempt) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Policies import no environment: gymnasium finds them through the entry point of 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -32,6 +32,20 @@ def make_environment(name: str, **settings: Any) -> Any:
         near = difflib.get_close_matches(wanted, known, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         raise ValueError(f"no environment {wanted!r} (from env={name}){hint}; there are: {', '.join(known)}") from error
+
+
+def randomization(axes: Sequence[str], strength: float) -> dict[str, Any]:
+    """Return the environment setting for some axes of randomisation at one strength; {} for none.
+
+    The environment says which axes it knows; "all" is every one.
+    """
+    if not 0.0 <= strength <= 3.0:
+        raise ValueError(f"expected a randomize_strength in 0..3 (1 is the whole range), got {strength}")
+    if not axes or strength == 0.0:
+        return {}
+    if list(axes) == ["all"] and strength == 1.0:
+        return {"randomize": "all"}
+    return {"randomize": dict.fromkeys(axes, strength)}
 
 
 def task_spec(environment: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from policies.bundle import bundle_hash, check_bundle, model_card, write_card
+from policies.environment import randomization
 from policies.processes import Processes, usable_cores
 from policies.rollout import EpisodeResult, Job, worker
 from policies.statistics import Rate, rate_summary
@@ -34,6 +35,8 @@ class EvaluationConfig:
     workers: int | None = None  # processes; null is one a core
     envs_per_worker: int = 8  # environments in lock-step in a process
     videos: int = 2  # videos of successes, and of failures
+    randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
+    randomize_strength: float = 1.0  # 1 is the whole range of each axis
 
     def __post_init__(self) -> None:
         for name in ("episodes", "envs_per_worker"):
@@ -60,6 +63,8 @@ class EvaluateConfig:
     workers: int | None = None  # processes; null is one a core
     envs_per_worker: int = 8  # environments in lock-step in a process
     videos: int = 2  # videos of successes, and of failures
+    randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
+    randomize_strength: float = 1.0  # 1 is the whole range of each axis
 
     def __post_init__(self) -> None:
         assert self.evaluation  # checks the values
@@ -152,6 +157,7 @@ class Evaluator:
             worker=index,
             videos=videos,
             videos_each=self.config.videos,
+            settings=randomization(self.config.randomize, self.config.randomize_strength),
         )
 
 
@@ -188,6 +194,7 @@ def summarize(
             part: round(1000 * sum(result[f"{part}_s"] for result in results) / max(1, steps), 3)
             for part in ("sim", "encode", "head")
         },
+        "randomization": randomization(config.randomize, config.randomize_strength).get("randomize"),
         "batch": config.envs_per_worker,
         "by_environment": [
             {"worker": key[0], "slot": key[1], "episodes": len(row), "successes": sum(row)}

@@ -33,6 +33,7 @@ class Job:
     worker: int  # index of the process, for the report
     videos: str | None = None  # folder for videos; null records none
     videos_each: int = 0  # videos of successes, and of failures
+    settings: Mapping[str, Any] = field(default_factory=dict)  # for the environments, on top of what the policy needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +128,8 @@ def worker(jobs: Iterator[Job]) -> Iterator[EpisodeResult]:
     made: dict[tuple[Any, ...], list[Any]] = {}
     for job in jobs:
         policy = load_policy(job.bundle)
-        settings = environment_settings(policy, videos=job.videos is not None)
-        key = (job.slots, *sorted(settings.items()))
+        settings = {**environment_settings(policy, videos=job.videos is not None), **job.settings}
+        key = (job.slots, repr(sorted(settings.items())))
         if key not in made:
             made.clear()
             made[key] = [_make(policy, settings) for _ in range(job.slots)]

@@ -129,3 +129,24 @@ def test_names_of_environments():
 def _files(folder: Path) -> dict[str, bytes]:
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if ".lock" not in name}
+
+
+def test_randomised_collection_with_videos_repeats_and_says_what_it_did(tmp_path):
+    config = replace(CONFIG, episodes=2, randomize=("lights", "cameras"), videos=True, out=str(tmp_path / "random"))
+    assert collect(config, tmp_path / "run") == 0
+    store = EpisodeStore.open(tmp_path / "random")
+    assert store.env["randomization"] == {"lights": 1.0, "cameras": 1.0}
+    assert store.provenance["collect"]["randomize"] == ["lights", "cameras"]
+    videos = tmp_path / "random_videos"
+    assert len(list((videos / "videos").glob("*.mp4"))) == 4 and (videos / "contact_sheet.png").exists()
+    again = collect_episodes(replace(config, workers=1), tmp_path / "again")
+    assert again.content_hash() == store.content_hash()
+    plain = collect_episodes(replace(CONFIG, episodes=2), tmp_path / "plain")
+    assert plain.env["scene_hash"] == store.env["scene_hash"], "policies of one run in the other"
+    assert not np.array_equal(
+        plain.episode(0)["observation.images.front"], store.episode(0)["observation.images.front"]
+    )
+    with pytest.raises(ValueError, match=r"other settings .*randomize"):
+        collect_episodes(replace(config, randomize=("lights",)), tmp_path / "random")
+    with pytest.raises(ValueError, match="did you mean lights"):
+        collect_episodes(replace(config, randomize=("light",), workers=1), tmp_path / "misspelt")

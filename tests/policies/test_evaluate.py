@@ -155,3 +155,13 @@ def test_another_scene_is_refused(bundle, tmp_path):
 def test_bad_settings_are_refused(values):
     with pytest.raises(ValueError, match="expected"):
         EvaluationConfig(**values)
+
+
+def test_randomised_evaluation_runs_the_same_policy_in_other_looks(bundle, evaluated, tmp_path):
+    config = EvaluateConfig(policy=str(bundle), episodes=3, workers=1, videos=0, randomize=("all",))
+    assert evaluate(config, tmp_path) == 0
+    result = read_json(tmp_path / "evaluation.json")
+    assert result["randomization"] == "all" and result["episodes"] == 3
+    assert read_json(evaluated / "evaluation.json")["randomization"] is None
+    with pytest.raises(ValueError, match=r"randomize_strength in 0\.\.3"):
+        evaluate(replace(config, randomize_strength=7.0), tmp_path / "other")
