@@ -32,7 +32,7 @@ from toto_robot.run_folder import git_commit, machine
 KEY = "observation.images.front"
 IMAGE_PX = 128
 CLIP_FRAMES = 16
-ROWS = {"clips": "none", "clips_compressed": "blosc-lz4", "clips_zstd": "blosc-zstd"}
+ROWS = {"clips": "none", "clips_compressed": "blosc-lz4", "clips_zstd": "zstd"}
 ENV_ID = "toto_robot/FrankaPick-v0"
 
 Reader = Callable[[int, int], np.ndarray]

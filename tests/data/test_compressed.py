@@ -292,6 +292,26 @@ def test_a_store_written_by_zarr_becomes_one_that_grows(tmp_path: Path) -> None:
     assert ours.content_hash() == collect(tmp_path / "straight", 5).content_hash()
 
 
+def test_a_compressed_frame_store_keeps_its_records_and_rejects(tmp_path: Path) -> None:
+    """What lies beside the arrays is copied as committed, and the job that made the store says why it cannot go on."""
+    from test_frames import TOYS, ToySource, prepare
+
+    from toto_robot.data.frames import FrameStore
+
+    frames = prepare([*TOYS, ToySource("broken", 9, fails_at=3)], tmp_path / "s")
+    with open(tmp_path / "s" / "records.jsonl", "a") as file:
+        file.write('{"name": "of a writer that was killed"}\n')
+    compress_store(tmp_path / "s", tmp_path / "small", codec="zstd")
+    small = FrameStore.open(tmp_path / "small")
+    assert small.records == frames.records and small.fingerprint() == frames.fingerprint()
+    assert (tmp_path / "small" / "records.jsonl").read_text().count("\n") == len(frames)
+    assert "broken" in (tmp_path / "small" / "rejected.json").read_text()
+    np.testing.assert_array_equal(small.clip(3, 16, 2), frames.clip(3, 16, 2))
+    np.testing.assert_array_equal(small.read([70, 0, 5, 70]), frames.read([70, 0, 5, 70]))
+    with pytest.raises(ValueError, match=r"compressed \(zstd\): it can only be read"):
+        prepare([*TOYS, ToySource("broken", 9, fails_at=3), ToySource("new", 9)], tmp_path / "small")
+
+
 def test_images_are_cut_as_asked_and_numbers_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "IMAGE_ROW_BYTES", 8 * 8 * 3)
     collect(tmp_path / "s", 3).close()
@@ -402,6 +422,14 @@ def test_killed_at_every_touch_of_the_disk_while_finishing(tmp_path: Path, monke
         assert all_files(tmp_path / "killed") == expected, f"killed at touch {touch}"
         touch += 1
     assert len(in_place) > 30 and all(in_place[:-2]), in_place
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_killed_finish_does_not_stop_the_store_from_growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected(tmp_path / "s", monkeypatch, 2)
+    assert killed_at(20, lambda: collect_compressed(tmp_path / "s"))
+    assert [name for name in all_files(tmp_path / "s") if "/c/" in name], "killed too early or too late"
+    assert collected(tmp_path / "s", monkeypatch, 3) == collected(tmp_path / "straight", monkeypatch, 3)
 
 
 @pytest.mark.usefixtures("small_shards")
