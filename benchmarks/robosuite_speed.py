@@ -2,9 +2,9 @@
 
     python benchmarks/robosuite_speed.py [--rounds 5] [--steps 200] [--rows state pixels_128 pixels_224]
 
-Both run Lift with a Panda under random OSC_POSE actions at 20 Hz, one camera (agentview) where there are pixels, in one
-process each (robosuite's render contexts disturb others in their process) with one BLAS thread, taking turns so that the
-machine's mood hits both. The task, its physics and its control law are the same. No resets in either: ours are in
+Both run Lift with a Panda under random OSC_POSE actions at 20 Hz, one camera (agentview) where there are pixels, in
+one process each (robosuite's render contexts disturb others in their process) with one BLAS thread, taking turns so
+that the machine's mood hits both. The task, its physics and its control law are the same. No resets in either: ours are in
 `reset_s`. `limit` is what MuJoCo alone does: the 25 physics steps of one control period, nothing else.
 """
 

@@ -1,4 +1,4 @@
-"""How does a robosuite task become a gymnasium environment like ours, with what robosuite's own wrapper gets wrong repaired?
+"""How does a robosuite task become a gymnasium environment like ours, with its own wrapper's faults repaired?
 
 Physics, rewards, success and start distributions are robosuite's; docs/robosuite.md lists what is repaired.
 """
@@ -51,8 +51,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         render_mode: None or `rgb_array` (the front camera, at least 480 px).
         reward_shaping: robosuite's dense reward instead of the sparse one.
         horizon_steps: control steps until truncation; default in envs/robosuite_tasks.py.
-        hard_reset: compile a new model at each reset; default where sizes in the model are random (Lift: the cube). False
-            keeps one size, which makes resets 20 times faster.
+        hard_reset: compile a new model at each reset; default where sizes in the model are random (Lift: the cube).
+            False keeps one size, which makes resets 20 times faster.
         fast_control: use the compiled control law where it covers the controller; `fast` says whether it does,
             `why_not_fast` why not.
         robosuite_options: further arguments of robosuite's own class, such as {"use_latch": False} for Door.
@@ -182,7 +182,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         vector = np.zeros(mujoco.mj_stateSize(model, _STATE))
         mujoco.mj_getState(model, data, vector, _STATE)
         episode = [self._steps, self._latched, self._succeeds, self._episode_seed]
-        return np.concatenate([vector, *(gripper.current_action for gripper in self._grippers()), episode])
+        # robosuite starts with one entry a gripper, and has one an actuator from the first step on.
+        commands = [np.broadcast_to(g.current_action, len(g.actuators)) for g in self._grippers()]
+        return np.concatenate([vector, *commands, episode])
 
     def set_simulator_state(self, vector: Floats) -> None:
         """Continue from a state of `simulator_state`; the same actions then give the same bits.
@@ -194,14 +196,18 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         if vector.shape != expected:
             raise ValueError(f"a simulator state of {self.task_spec.env_id} is {expected}, got {vector.shape}")
         steps, latched, succeeds, seed = (int(number) for number in vector[-_EPISODE:])
-        if seed != self._episode_seed:
+        if seed != self._episode_seed or steps == 0:
             self._begin(seed)
         model, data = self._model_and_data()
         size = mujoco.mj_stateSize(model, _STATE)
         mujoco.mj_setState(model, data, vector[:size], _STATE)
         for gripper in self._grippers():
-            gripper.current_action = vector[size : size + len(gripper.current_action)].copy()
-            size += len(gripper.current_action)
+            gripper.current_action = vector[size : size + len(gripper.actuators)].copy()
+            size += len(gripper.actuators)
+        if steps > 0:  # in an episode's first step robosuite's controllers still hold what they read at the reset
+            for robot in self.robosuite.robots:
+                for controller in robot.part_controllers.values():
+                    controller.new_update = True
         self._steps = self.robosuite.timestep = steps
         self._latched, self._succeeds = bool(latched), bool(succeeds)
         self._refresh()
@@ -238,7 +244,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
     def _refresh(self) -> None:
         """Bring positions and contacts up to the joint positions that the last substep reached.
 
-        robosuite's own `step` returns observations that it took after the first of its 25 substeps.
+        robosuite's own `step` leaves them one substep behind: an observation would mix two moments.
         """
         mujoco.mj_fwdPosition(*self._model_and_data())
 
@@ -399,9 +405,7 @@ def _action_layout(env: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[fl
                 joints = controller.name == "JOINT_POSITION"
                 names += [f"{of_part}{'dq' if joints else part}{i + 1}" for i in range(last - first)]
                 units += ["rad" if joints else "robosuite's"] * (last - first)
-                scale += [float(v) for v in np.broadcast_to(controller.output_max, last - first)] if joints else (
-                    [1.0] * (last - first)
-                )
+                scale += np.broadcast_to(controller.output_max if joints else 1.0, last - first).tolist()
     return tuple(names), tuple(units), tuple(scale)
 
 

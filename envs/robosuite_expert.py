@@ -1,7 +1,7 @@
 """How does a scripted expert solve robosuite's Lift with a Panda?
 
-As in envs/experts.py the action is a function of the present state only, and the label is the clean action for the state
-that noise has led to.
+As in envs/experts.py the action is a function of the present state only, and the label is the clean action for the
+state that noise has led to.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LiftExpert:
         spec = env.task_spec
         if (spec.env_id, spec.robot, spec.action_mode) != ("robosuite/Lift", "Panda", "ee_delta"):
             made = f"{spec.env_id} with {spec.robot} in {spec.action_mode}"
-            raise ValueError(f"there is a scripted expert for robosuite/Lift with Panda in ee_delta only, not for {made}")
+            raise ValueError(f"a scripted expert exists for robosuite/Lift with Panda in ee_delta only, not for {made}")
         if not 0.0 <= noise <= 1.0:
             raise ValueError(f"noise is a standard deviation on actions in [-1, 1]: 0..1, got {noise}")
         self._env, self._noise = env, noise

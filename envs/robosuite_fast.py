@@ -1,8 +1,8 @@
 """How do the substeps of a robosuite control period run without robosuite's Python?
 
-robosuite 1.5.2 spends 85 % of a control step in Python: 25 times its operational space controller (Khatib 1987) rebuilds
-matrices through numpy. Here the first substep goes through robosuite, which sets the goal, moves the gripper's command
-and fills its buffers; the others run the same law compiled, straight on MuJoCo's arrays. Trajectories agree with
+robosuite 1.5.2 spends 85 % of a control step in Python: 25 times its operational space controller (Khatib 1987)
+rebuilds matrices through numpy. Here the first substep goes through robosuite, which sets the goal, moves the gripper's
+command and fills its buffers; the others run the same law compiled, straight on MuJoCo's arrays. Trajectories agree with
 robosuite's own to rounding (tests/envs/test_robosuite_tasks.py): a substep differs by the order of sums only.
 """
 

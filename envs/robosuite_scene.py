@@ -1,6 +1,6 @@
 """How is a robosuite environment built, seeded from one place, and drawn without robosuite's renderer?
 
-Pictures come from envs/render.py: robosuite's own contexts are never made current and return other environments' frames.
+Pictures come from envs/render.py: robosuite's own contexts are never made current and return others' frames.
 "Lean" decimates the meshes that are only drawn, once a machine, and shrinks large textures; the physics stays the same
 to the bit, which is checked when the meshes are made.
 """
@@ -75,6 +75,7 @@ def controller_configs(robots: tuple[str, ...], action_mode: str) -> list[dict[s
     In robosuite's "base" frame the IIWA's actions turn with its first joint; and robomimic's data sets, made before
     robosuite 1.5, are in the world frame.
     """
+    import_robosuite()
     from robosuite.controllers import load_composite_controller_config, load_part_controller_config
 
     configs = []
@@ -341,7 +342,7 @@ def _look(model: Any, quality: str) -> str:
 
 
 def _to_draw(model: Any, quality: str) -> Any:
-    """Return a copy of a model that hides what robosuite hides and, lean, has no effects that cost more than they show."""
+    """Return a copy of a model that hides what robosuite hides and, lean, leaves out costly effects."""
     drawn = copy.deepcopy(model)
     drawn.geom_group[drawn.geom_group == _COLLISION_GROUP] = _HIDDEN_GROUP
     drawn.vis.global_.offwidth = drawn.vis.global_.offheight = 64  # grown to what is asked for

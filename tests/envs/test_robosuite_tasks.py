@@ -99,7 +99,9 @@ def test_fast_control_follows_robosuite_in_the_base_frame_too(make: Make, robot:
         env.reset(seed=0)
     for action in _actions(25):
         difference = ours.step(action)[0]["proprio"] - peer.step(action)[0]["proprio"]
-        assert np.abs(difference).max() < 1e-4  # joint speeds, rad/s, are in it
+        # Not the fingers: the Robotiq's linkage bounces on its own stops and amplifies the last bits.
+        assert np.abs(difference[:7]).max() < 1e-5, "joint positions, rad"
+        assert np.abs(difference[14:17]).max() < 1e-5, "hand position, m"
 
 
 def test_what_the_fast_law_does_not_cover_goes_through_robosuite(make: Make) -> None:
@@ -119,13 +121,14 @@ def test_actions_are_in_the_world_frame_however_the_arm_is_turned(make: Make) ->
     """robosuite's base frame of the IIWA turns with its first joint; half a radian would bend this path by as much."""
     env = make("Lift", robots="IIWA")
     env.reset(seed=0)
+    env.step(np.zeros(7))  # robosuite's controllers read their first state at the reset
     data = env.robosuite.sim.data._data
     data.qpos[env.robosuite.robots[0]._ref_joint_pos_indexes[0]] = 0.5
     env._refresh()
     site = env.robosuite.robots[0].eef_site_id["right"]
     start = data.site_xpos[site].copy()
     for _ in range(5):
-        env.step(np.array([0.0, 0.6, 0.0, 0.0, 0.0, 0.0, -1.0]))
+        env.step(np.array([0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0]))
     x, y, _ = data.site_xpos[site] - start
     assert y > 0.03
     assert abs(x) < 0.2 * y
@@ -217,6 +220,7 @@ def test_a_simulator_state_replays_to_the_bit(make: Make, task: str) -> None:
     env.reset(seed=0)
     other.reset(seed=1)
     actions = _actions(20)
+    begin = env.simulator_state()
     for action in actions[:10]:
         env.step(action)
     state, seen = env.simulator_state(), env.observation()
@@ -227,6 +231,10 @@ def test_a_simulator_state_replays_to_the_bit(make: Make, task: str) -> None:
         again = other.step(action)
         assert np.array_equal(again[0]["state"], observation["state"])
         assert again[1] == reward
+    other.set_simulator_state(begin)
+    for action in actions[:10]:
+        other.step(action)
+    assert np.array_equal(other.simulator_state(), state)
     with pytest.raises(ValueError, match=r"simulator state of robosuite/.* is \(\d+,\), got \(3,\)"):
         env.set_simulator_state(np.zeros(3))
 
@@ -298,18 +306,19 @@ def test_task_spec_names_what_comes_out(make: Make) -> None:
 
 
 def test_observations_belong_to_the_state_that_the_step_reached(make: Make) -> None:
-    """robosuite's own observation is 24 of 25 substeps old: it samples at the first substep of a period."""
+    """In robosuite's own, joints are those of now, but the hand is where it was one substep (2 ms) ago."""
     env = make("Lift", fast_control=False)
     env.reset(seed=0)
     for _ in range(4):
-        own = env.robosuite.step(np.array([1.0, 0, 0, 0, 0, 0, -1.0]))[0]["robot0_eef_pos"]
-    model, data = env._model_and_data()
+        own = env.robosuite.step(np.array([1.0, 0, 0, 0, 0, 0, -1.0]))[0]
+    _, data = env._model_and_data()
     env._refresh()
     now = data.site_xpos[env.robosuite.robots[0].eef_site_id["right"]]
     names = env.task_spec.proprio_names
-    seen = env.observation()["proprio"][names.index("robot0_eef_pos_0")]
-    assert seen == pytest.approx(now[0], abs=1e-6)
-    assert now[0] - own[0] > 0.003, "the lag that is repaired here; if it is gone, say so in docs/robosuite.md"
+    proprio = env.observation()["proprio"]
+    assert proprio[names.index("robot0_eef_pos_0")] == pytest.approx(now[0], abs=1e-6)
+    assert proprio[:7] == pytest.approx(own["robot0_joint_pos"], abs=1e-6)
+    assert 1e-4 < now[0] - own["robot0_eef_pos"][0] < 1e-3, "the lag that is repaired; if it is gone, docs/robosuite.md"
 
 
 def test_success_is_latched_and_the_expert_lifts(make: Make) -> None:
