@@ -152,6 +152,9 @@ def _check_images(index: int, key: str, images: Array) -> Iterator[Finding]:
     if images.dtype != np.uint8:
         yield Finding(ERROR, index, 0, key, f"expected uint8 0..255, got {images.dtype}")
         return
+    if images.max(initial=0) == 1:
+        yield Finding(ERROR, index, 0, key, "expected values 0..255, got 0..1: floats cast to uint8?")
+        return
     low = images.min(axis=(1, 2, 3))
     high = images.max(axis=(1, 2, 3))
     for step in first(high < _DARK):
@@ -161,8 +164,6 @@ def _check_images(index: int, key: str, images: Array) -> Iterator[Finding]:
     for step in first(flat):
         what = f"expected a picture, got one colour everywhere ({int(flat.sum())} of {len(images)} frames)"
         yield Finding(ERROR, index, step, key, what)
-    if high.max(initial=0) <= 1 and high.max(initial=0) > 0:
-        yield Finding(ERROR, index, 0, key, "expected values 0..255, got 0..1: floats cast to uint8?")
     if len(images) > 2 and not flat.any() and (high >= _DARK).all():
         still = (images[1:] == images[0]).all(axis=(1, 2, 3))
         if still.all():

@@ -20,7 +20,7 @@ from toto_robot.data.units import element_names
 
 _EPISODES, _STEPS = 3, 3  # that are compared, spread evenly
 _CLOSE = 1e-3  # of observations: the same state gives the same numbers, float32 and versions of libraries aside
-_LEVELS = 4.0  # mean difference of pictures in grey levels: more than codecs make
+_LEVELS = 8.0  # mean difference of pictures in grey levels: more than video makes, also of small pictures
 _RATIOS = {180 / np.pi: "degrees for radians", np.pi / 180: "radians for degrees", 1e3: "millimetres for metres",
            1e-3: "metres for millimetres", 1e2: "centimetres for metres"}  # fmt: skip
 _VIEWS = {
