@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from policies.environment import make_environment, task_spec
-from toto_robot.data.installed_environment import settings_of
+from toto_robot.data.installed_environment import seed_of, settings_of
 from toto_robot.data.recording import Recording, open_recording
 from toto_robot.run_folder import write_json
 
@@ -70,9 +70,11 @@ def replay(config: ReplayConfig, run_dir: Path) -> int:
     count = min(len(recording), config.episodes or len(recording))
     environment = _environment(recording)
     _warn_of_other_scene(recording, environment)
-    replays = []
+    replays, meta = [], recording.meta
     for index in tqdm(range(count), desc="replay", unit="episode"):
-        result = replay_episode(environment, _arrays(recording, index), _stored_success(recording, index))
+        result = replay_episode(
+            environment, _arrays(recording, index), _stored_success(recording, index), seed_of(meta, index)
+        )
         replays.append(result)
         tqdm.write(_line(index, result, config.tolerance))
     environment.close()
@@ -87,11 +89,14 @@ def replay(config: ReplayConfig, run_dir: Path) -> int:
     return 0 if agree == still == count else 1
 
 
-def replay_episode(environment: Any, arrays: Mapping[str, np.ndarray], stored_success: bool) -> Replay:
-    """Run the actions of one episode from its first state. `arrays`: states (T, S), actions (T, A), maybe rewards."""
+def replay_episode(environment: Any, arrays: Mapping[str, np.ndarray], stored_success: bool, seed: int = 0) -> Replay:
+    """Run the actions of one episode from its first state.
+
+    `arrays` holds states (T, S), actions (T, A) and maybe rewards (T,); `seed` is what the episode was reset with.
+    """
     states, rewards = arrays[_STATE], arrays.get("next.reward")
     actions = arrays[_EXECUTED] if _EXECUTED in arrays else arrays[_LABEL]
-    environment.reset(seed=0)
+    environment.reset(seed=seed)  # decides what is randomised, such as friction, and is no part of the state
     environment.unwrapped.set_simulator_state(states[0])
     drift: list[float] = []
     difference, element, success = 0.0, None, False
@@ -120,7 +125,8 @@ def _require_states(recording: Recording) -> None:
 
 
 def _environment(recording: Recording) -> Any:
-    settings = {key: value for key, value in settings_of(recording.env).items() if key in ("preset", "action_mode")}
+    wanted = ("preset", "action_mode", "randomize")
+    settings = {key: value for key, value in settings_of(recording.env).items() if key in wanted}
     obs_mode = {"obs_mode": "proprio"} if settings else {}
     environment = make_environment(str(recording.env["env_id"]), **settings, **obs_mode)
     if not hasattr(environment.unwrapped, "set_simulator_state"):

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import zarr
 
+from policies.collect import CollectConfig, collect_episodes
 from policies.environment import make_environment
 from policies.replay import ReplayConfig, replay, replay_episode
-from toto_robot.data.convert import Options, convert
+from toto_robot.data.check import Options, check
+from toto_robot.data.convert import Options as ConvertOptions
+from toto_robot.data.convert import convert
 from toto_robot.data.recording import open_recording
 from toto_robot.run_folder import read_json
 
@@ -39,7 +42,7 @@ def test_stored_actions_give_the_stored_states_to_the_last_bit(demos, tmp_path, 
 @pytest.mark.parametrize(("format", "name"), [("lerobot", "folder"), ("robomimic", "a.hdf5")])
 def test_so_do_exports(demos, tmp_path, format, name):
     """Simulator states and actions survive both formats, to the last bit."""
-    convert(open_recording(demos), tmp_path / name, format, Options(), progress=False)
+    convert(open_recording(demos), tmp_path / name, format, ConvertOptions(), progress=False)
     assert replay(ReplayConfig(path=str(tmp_path / name), episodes=1, tolerance=0.0), tmp_path / "run") == 0
 
 
@@ -55,6 +58,16 @@ def test_a_changed_action_shows_from_its_step_on(copy, tmp_path, capsys):
     assert first["max_drift"] == third["max_drift"] == 0
     assert second["first_beyond"] == 6 and second["drift"][:6] == [0] * 6 and second["max_drift"] > 1e-3
     assert "beyond 1e-06 from step 6 on" in capsys.readouterr().out
+
+
+def test_what_is_randomised_by_the_seed_is_the_same_again(tmp_path):
+    """Friction and latency are no part of a simulator state; looks are what `data check` compares pictures with."""
+    axes = ("friction", "latency", "colors", "cameras")
+    config = CollectConfig(episodes=2, image_size=32, workers=1, randomize=axes, seed=5, keep_failures=True)
+    collect_episodes(config, tmp_path / "episodes")
+    assert set(open_recording(tmp_path / "episodes").env["randomization"]) == set(axes)
+    assert replay(ReplayConfig(path=str(tmp_path / "episodes"), tolerance=0.0), tmp_path / "run") == 0
+    assert list(check(tmp_path / "episodes", Options(progress=False))) == []
 
 
 def test_an_outcome_that_differs_is_told(copy, tmp_path, capsys):
@@ -84,7 +97,7 @@ def test_the_executed_action_is_what_is_replayed(demos):
 def test_what_cannot_be_replayed_is_refused(demos, tmp_path):
     recording = open_recording(demos)
     recording.features = {key: spec for key, spec in recording.features.items() if key != "simulator.state"}
-    convert(recording, tmp_path / "stateless", "toto", Options(), progress=False)
+    convert(recording, tmp_path / "stateless", "toto", ConvertOptions(), progress=False)
     with pytest.raises(ValueError, match=r"has no simulator.state, from which an episode is simulated again"):
         replay(ReplayConfig(path=str(tmp_path / "stateless")), tmp_path)
     with pytest.raises(ValueError, match="episodes of at least 1"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from toto_robot.data.episodes import IMAGE_PREFIX
 from toto_robot.data.finding import ERROR, WARNING, Finding
-from toto_robot.data.installed_environment import NotInstalled, installed, specification
+from toto_robot.data.installed_environment import NotInstalled, installed, seed_of, specification
 from toto_robot.data.recording import Recording, is_image
 from toto_robot.data.shards import Array
 from toto_robot.data.units import element_names
@@ -68,13 +68,14 @@ def _check_observations(recording: Recording, environment: Any, images: bool) ->
             WARNING, None, None, "simulator.state", "expected stored states to compare units and cameras with"
         )
         return
-    environment.reset(seed=0)
+    meta = recording.meta
     keys = [key for key in recording.features if key == "observation.state" or (images and is_image(key))]
     for index in np.unique(np.linspace(0, len(recording) - 1, _EPISODES).round().astype(int)).tolist():
         try:
             arrays = recording.episode(index, ["simulator.state", *keys])
         except (ValueError, IndexError, OSError):
             continue  # reported by the episode's own check
+        environment.reset(seed=seed_of(meta, index))
         steps = np.unique(np.linspace(0, len(arrays["simulator.state"]) - 1, _STEPS).round().astype(int))
         reported: set[str] = set()
         for step in steps.tolist():

@@ -22,7 +22,14 @@ def settings_of(env: Mapping[str, Any]) -> dict[str, Any]:
     elif "preset" in settings:
         settings["obs_mode"] = "proprio"
         settings.pop("image_size", None)
+    if env.get("randomization"):
+        settings["randomize"] = env["randomization"]  # the seed of an episode then decides what it was
     return settings
+
+
+def seed_of(meta: Mapping[str, Any], index: int) -> int:
+    """Return the seed that an episode was reset with, 0 where it is not recorded."""
+    return int(meta["seed"][index]) if "seed" in meta else 0
 
 
 class NotInstalled(Exception):
