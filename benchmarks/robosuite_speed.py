@@ -4,8 +4,8 @@
 
 Both run Lift with a Panda under random OSC_POSE actions at 20 Hz, one camera (agentview) where there are pixels, in
 one process each (robosuite's render contexts disturb others in their process) with one BLAS thread, taking turns so
-that the machine's mood hits both. The task, its physics and its control law are the same. No resets in either: ours are in
-`reset_s`. `limit` is what MuJoCo alone does: the 25 physics steps of one control period, nothing else.
+that the machine's mood hits both. The task, its physics and its control law are the same. No resets in either: ours are
+in `reset_s`. `limit` is what MuJoCo alone does: the 25 physics steps of one control period, nothing else.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How do the substeps of a robosuite control period run without robosuite's Python?
 
 robosuite 1.5.2 spends 85 % of a control step in Python: 25 times its operational space controller (Khatib 1987)
-rebuilds matrices through numpy. Here the first substep goes through robosuite, which sets the goal, moves the gripper's
-command and fills its buffers; the others run the same law compiled, straight on MuJoCo's arrays. Trajectories agree with
+rebuilds matrices through numpy. Here the same law runs compiled, straight on MuJoCo's arrays. Trajectories agree with
 robosuite's own to rounding (tests/envs/test_robosuite_tasks.py): a substep differs by the order of sums only.
 """
 
@@ -52,18 +51,32 @@ def why_not_fast(env: Any) -> str:
 
 
 class FastSubsteps:
-    """Runs the substeps of one episode; robosuite makes new controllers at every reset, so make a new one of these."""
+    """Runs the control periods of one episode; robosuite makes new controllers at each reset, so make a new one then.
 
-    def __init__(self, env: Any) -> None:
+    With `buffers`, the first substep goes through robosuite, which fills its buffers of recent forces and accelerations
+    (Wipe's reward reads them), at a third of the speed.
+    """
+
+    def __init__(self, env: Any, buffers: bool) -> None:
+        self._env = env
         robot = env.robots[0]
         arm = robot.arms[0]
         self._osc = osc = robot.part_controllers[arm]
+        self._through_robosuite = buffers or osc.input_type != "delta" or osc._goal_update_mode != "achieved"
+        self._grippers = [_GripperCommand(robot, name, env.sim) for name in robot.part_controllers if name != arm]
+        self._goal_m, self._goal_rotation = np.zeros(3), np.eye(3)
         self._model, self._data = env.sim.model._model, env.sim.data._data
         model, data = self._model, self._data
         hand = env.sim.model.site_name2id(osc.ref_name)
         center = env.sim.model.site_name2id(f"{osc.naming_prefix}{osc.part_name}_center")
         actuators = np.array(robot._ref_actuators_indexes_dict[arm])
         on_base = _ancestor_dofs(model, center)
+        self._frames = (
+            data.site_xpos[hand],
+            data.site_xmat[hand].reshape(3, 3),
+            data.site_xpos[center],
+            data.site_xmat[center].reshape(3, 3),
+        )
         self._arguments = (
             np.array([dof in on_base for dof in osc.qvel_index]),
             np.asarray(osc.qvel_index, np.int64),
@@ -89,15 +102,56 @@ class FastSubsteps:
             data.ctrl,
         )
 
-    def run(self, substeps: int) -> None:
-        """Step `substeps` times towards the goal that robosuite has set."""
-        model, data, osc = self._model, self._data, self._osc
-        goal_m, goal_rotation = np.ascontiguousarray(osc.goal_pos), np.ascontiguousarray(osc.goal_ori)
-        in_base = osc.input_ref_frame == "base"
-        for _ in range(substeps):
+    def run(self, action: Floats, substeps: int) -> None:
+        """Move one control period of `substeps` physics steps under `action` (A,)."""
+        model, data = self._model, self._data
+        in_base = self._osc.input_ref_frame == "base"
+        mujoco.mj_step1(model, data)
+        if self._through_robosuite:
+            self._env._pre_action(action, policy_step=True)
+            self._goal_m, self._goal_rotation = map(np.ascontiguousarray, (self._osc.goal_pos, self._osc.goal_ori))
+        else:
+            self._set_goal(action, in_base)
+            _write_torques(self._goal_m, self._goal_rotation, in_base, *self._arguments)
+        mujoco.mj_step2(model, data)
+        for _ in range(substeps - 1):
             mujoco.mj_step1(model, data)
-            _write_torques(goal_m, goal_rotation, in_base, *self._arguments)
+            _write_torques(self._goal_m, self._goal_rotation, in_base, *self._arguments)
             mujoco.mj_step2(model, data)
+
+    def _set_goal(self, action: Floats, in_base: bool) -> None:
+        """Set the goal to the hand's present pose moved by the action, in the controller's frame; move the grippers."""
+        dimensions = self._osc.control_dim
+        delta = self._osc.scale_action(action[:dimensions])
+        turn = np.zeros((3, 3))
+        _write_rotation(delta[3:] if dimensions == 6 else np.zeros(3), turn)
+        hand, hand_rotation, center, center_rotation = self._frames
+        if in_base:
+            hand, hand_rotation = center_rotation.T @ (hand - center), center_rotation.T @ hand_rotation
+        self._goal_m, self._goal_rotation = hand + delta[:3], turn @ hand_rotation
+        for gripper in self._grippers:
+            self._data.ctrl[gripper.actuators] = gripper.command(action)
+
+
+class _GripperCommand:
+    """Turns the gripper's entries of an action into what its position servos are told, as robosuite does."""
+
+    def __init__(self, robot: Any, part: str, sim: Any) -> None:
+        self._controller, self._gripper = robot.part_controllers[part], robot.gripper[robot.arms[0]]
+        self._entries = slice(*robot.composite_controller._action_split_indexes[part])
+        self.actuators = robot._ref_actuators_indexes_dict[part]
+        limits = sim.model.actuator_ctrlrange[self.actuators]
+        self._low, self._high = limits[:, 0].copy(), limits[:, 1].copy()
+
+    def command(self, action: Floats) -> Floats:
+        """Move the gripper's command by the sign of its entry and return it in the actuators' range."""
+        formatted = self._gripper.format_action(action[self._entries])
+        controller = self._controller
+        if not controller.use_action_scaling:
+            return np.clip(formatted, self._low, self._high)
+        low, high = controller.actuator_min, controller.actuator_max
+        scaled = 0.5 * (high + low) + 0.5 * (high - low) * controller.scale_action(formatted)
+        return np.clip(scaled, self._low, self._high)
 
 
 def _ancestor_dofs(model: Any, site: int) -> list[int]:
@@ -242,6 +296,24 @@ def _write_torques(
     for i in range(count):
         low, high = limits[actuators[i], 0], limits[actuators[i], 1]
         ctrl[actuators[i]] = min(max(torque[i] + bias[dofs[i]], low), high)
+
+
+@numba.njit(cache=True)  # type: ignore[misc, unused-ignore]
+def _write_rotation(vector: Floats, rotation: Floats) -> None:
+    """Write the rotation about a vector by its length (Rodrigues)."""
+    angle = np.sqrt(vector[0] ** 2 + vector[1] ** 2 + vector[2] ** 2)
+    axis = vector / angle if angle > 0.0 else vector
+    sine, rest = np.sin(angle), 1.0 - np.cos(angle)
+    for i in range(3):
+        for j in range(3):
+            rotation[i, j] = rest * axis[i] * axis[j]
+        rotation[i, i] += 1.0 - rest
+    rotation[0, 1] -= sine * axis[2]
+    rotation[1, 0] += sine * axis[2]
+    rotation[0, 2] += sine * axis[1]
+    rotation[2, 0] -= sine * axis[1]
+    rotation[1, 2] -= sine * axis[0]
+    rotation[2, 1] += sine * axis[0]
 
 
 @numba.njit(cache=True)  # type: ignore[misc, unused-ignore]

@@ -109,7 +109,11 @@ def build(name: str, quality: str, random: EpisodeRandom, **options: Any) -> Any
         edited: str = original.edit_model_xml(self, xml)
         return lean_xml(edited) if quality == "lean" else edited
 
-    made = type(original)(subclass, (original,), {"edit_model_xml": edit_model_xml})
+    def forget_sim(self: Any) -> None:  # robosuite's collects the garbage of the whole process, at every reset
+        self.sim = None
+
+    methods = {"edit_model_xml": edit_model_xml, "_destroy_sim": forget_sim}
+    made = type(original)(subclass, (original,), methods)
     del base.REGISTERED_ENVS[subclass]  # robosuite's metaclass puts every class there
     return made(
         seed=random,  # robosuite's default_rng() returns a generator as it is
