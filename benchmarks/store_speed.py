@@ -6,7 +6,7 @@ The frames are 128 px of the front camera while the scripted expert picks with n
 store as it grows, uncompressed; `clips_compressed` is its copy by `compress_store` with lz4, `clips_zstd` with zstd.
 Ours and zarr read random clips from the same folder, taking turns, one thread, files in the page cache; before that,
 what they return is compared. `limit` copies the clips out of a `.npy` memmap. `factor` is how much smaller the files
-are.
+are. `*_per_cpu_s` are clips per second of processor time: on a busy machine they say what a free core would do.
 """
 
 from __future__ import annotations
@@ -79,11 +79,12 @@ def readers(path: Path, raw: Path) -> dict[str, Reader]:
     }
 
 
-def clips_per_s(read: Reader, starts: np.ndarray) -> float:
-    started = time.perf_counter()
+def clips_per_s(read: Reader, starts: np.ndarray) -> tuple[float, float]:
+    """Return clips per second of wall time and of processor time, all threads together."""
+    started, used = time.perf_counter(), time.process_time()
     for start in starts.tolist():
         read(start, start + CLIP_FRAMES)
-    return len(starts) / (time.perf_counter() - started)
+    return len(starts) / (time.perf_counter() - started), len(starts) / (time.process_time() - used)
 
 
 def measure(name: str, path: Path, raw: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
@@ -95,11 +96,14 @@ def measure(name: str, path: Path, raw: Path, *, rounds: int, seconds: float) ->
     for start in draw(50).tolist():
         results = [read(start, start + CLIP_FRAMES) for read in reads.values()]
         assert all(np.array_equal(result, results[0]) for result in results), f"{name} differs at frame {start}"
-    counts = {kind: max(20, int(clips_per_s(read, draw(100)) * seconds / rounds / 3)) for kind, read in reads.items()}
+    counts = {kind: max(20, int(clips_per_s(read, draw(50))[0] * seconds / rounds / 3)) for kind, read in reads.items()}
     rates: dict[str, list[float]] = {kind: [] for kind in reads}
+    per_cpu_s: dict[str, list[float]] = {kind: [] for kind in reads}
     for _ in range(rounds):
         for kind, read in reads.items():
-            rates[kind].append(clips_per_s(read, draw(counts[kind])))
+            rate, per_cpu = clips_per_s(read, draw(counts[kind]))
+            rates[kind].append(rate)
+            per_cpu_s[kind].append(per_cpu)
     ratios = np.array(rates["ours"]) / np.array(rates["peer"])
     files = sum(file.stat().st_blocks * 512 for file in (path / "data" / KEY).rglob("*") if file.is_file())
     return {
@@ -113,6 +117,7 @@ def measure(name: str, path: Path, raw: Path, *, rounds: int, seconds: float) ->
         "ratio_range": [round(float(ratios.min()), 2), round(float(ratios.max()), 2)],
         "limit": round(float(np.median(rates["limit"])), 1),
         "limit_name": "copy out of a .npy memmap",
+        **{f"{kind}_per_cpu_s": round(float(np.median(values)), 1) for kind, values in per_cpu_s.items()},
         "codec": ROWS[name],
         "factor": round(raw.stat().st_size / files, 2),
         "frames": frames,
