@@ -29,7 +29,9 @@ def run(task: str, preset: str, noise: float, seeds: int) -> dict[str, Any]:
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         env.reset(seed=seed)
         expert = env.expert(seed, noise)
-        for step in range(1, env.preset.horizon_steps + 1):
+        step = 0
+        while True:
+            step += 1
             _, _, terminated, truncated, info = env.step(expert.act().executed)
             if info["success"] or terminated or truncated:
                 break

@@ -1,6 +1,6 @@
 """How do several environments step together through gymnasium's vector API, on as many processes as help?
 
-One process an environment (forkserver: a GL context does not survive a fork; shared memory for observations) where there
+One process an environment (forkserver: GL contexts do not survive a fork; shared memory for observations) where there
 are cores for it, all in this process where there are not. Every process computes with one thread: more would fight over
 the cores. An episode that ends is reset in the same step; its last observation and info stay in `info["final_obs"]` and
 `info["final_info"]`, and a time limit is truncation, so that bootstrapping is possible.
