@@ -18,7 +18,8 @@ from toto_robot.data.lerobot import LeRobotFolder, frames_at
 from toto_robot.data.recording import StoreRecording, open_recording
 from toto_robot.data.video import BadVideo, write_mp4
 
-VIDEO_LEVELS = (
+# Mean difference of the worst frame of 16 px (of 64 px it is 3.3); decoding to RGB in ffmpeg alone darkens by 1.2.
+VIDEO_LEVELS = 7.0
     5.0  # mean difference of the worst frame; ffmpeg's decoding to RGB alone darkens by 1.2 (measured at crf 0)
 )
 
