@@ -20,8 +20,6 @@ from toto_robot.data.video import BadVideo, write_mp4
 
 # Mean difference of the worst frame of 16 px (of 64 px it is 3.3); decoding to RGB in ffmpeg alone darkens by 1.2.
 VIDEO_LEVELS = 7.0
-    5.0  # mean difference of the worst frame; ffmpeg's decoding to RGB alone darkens by 1.2 (measured at crf 0)
-)
 
 
 def export(tmp_path: Path, options: Options | None = None, **store: object) -> tuple[StoreRecording, LeRobotFolder]:
