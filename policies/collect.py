@@ -108,6 +108,7 @@ def collect_episodes(config: CollectConfig, path: Path) -> EpisodeStore:
         return store
     attempt = int(store.meta["attempt"][-1]) + 1 if store is not None and kept else 0
     count = min(config.workers or usable_cores(), config.episodes - kept)
+    print(f"{count} processes on {usable_cores()} usable cores, one BLAS and one GL thread each")
     with (
         Processes(count, _record_attempts, config) as processes,
         tqdm(total=config.episodes, initial=kept, desc="collect", unit="episode", smoothing=0.05) as bar,

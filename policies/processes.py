@@ -20,7 +20,8 @@ from typing import Any
 
 Worker = Callable[..., Iterator[Any]]  # (jobs, *arguments) -> results
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+# The last one is Mesa's software renderer.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"), "1")
 
 
 def usable_cores() -> int:
@@ -48,7 +49,7 @@ class Processes:
 
     def __enter__(self) -> Processes:
         context = multiprocessing.get_context("spawn")
-        with _environment(_ONE_THREAD):  # read by the numeric libraries when the child imports them
+        with environment_variables(ONE_THREAD):  # read by the numeric libraries when the child imports them
             for _ in range(self._count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, self._worker, self._arguments), daemon=True)
@@ -135,7 +136,7 @@ def _send_error(pipe: Connection[Any, Any], kind: str, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def environment_variables(values: dict[str, str]) -> Iterator[None]:
     """Set environment variables for the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

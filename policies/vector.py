@@ -9,20 +9,14 @@ the cores. An episode that ends is reset in the same step; its last observation 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from policies.environment import make_environment
-from policies.processes import usable_cores
-
-_ONE_THREAD = {
-    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-    "LP_NUM_THREADS": "0",  # Mesa's software renderer: 0 is no threads beside the caller's
-}
+from policies.processes import ONE_THREAD, environment_variables, usable_cores
 
 
 def make_vector(env: str, *, num_envs: int | None = None, workers: int | None = None, **settings: Any) -> VectorEnv:
@@ -47,7 +41,7 @@ def make_vector(env: str, *, num_envs: int | None = None, workers: int | None = 
     makers: list[Callable[[], Any]] = [partial(_make, env, settings)] * count
     if not apart:
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-    with _environment(_ONE_THREAD):  # the fork server and its children inherit it
+    with environment_variables(ONE_THREAD):  # the fork server and its children inherit it
         return AsyncVectorEnv(makers, shared_memory=True, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
 
 
@@ -61,19 +55,5 @@ def describe(vector: VectorEnv) -> str:
 
 
 def _make(env: str, settings: dict[str, Any]) -> Any:
-    os.environ.update({key: value for key, value in _ONE_THREAD.items() if key not in os.environ})
+    os.environ.update({key: value for key, value in ONE_THREAD.items() if key not in os.environ})
     return make_environment(env, **settings)
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
