@@ -16,6 +16,7 @@ from gymnasium import spaces
 
 from envs import robosuite_scene
 from envs.robosuite_fast import FastSubsteps, why_not_fast
+from envs.robosuite_layout import LEFT_OUT, action_layout, proprio_layout
 from envs.robosuite_tasks import NAMESPACE, RobosuiteTask
 from envs.specs import TaskSpec
 
@@ -29,9 +30,6 @@ CAMERA_ALIASES = {"front": "agentview", "wrist": "robot0_eye_in_hand"}
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _EPISODE = 4  # numbers of ours at the end of a simulator state: step, succeeded once, succeeds now, episode seed
-# robosuite's proprioception without what repeats it: sines, cosines, a second quaternion; and without acceleration,
-# which is not part of the simulator's state.
-_LEFT_OUT = ("joint_pos_cos", "joint_pos_sin", "joint_acc", "eef_quat_site")
 
 
 class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
@@ -52,7 +50,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         reward_shaping: robosuite's dense reward instead of the sparse one.
         horizon_steps: control steps until truncation; default in envs/robosuite_tasks.py.
         hard_reset: compile a new model at each reset; default where sizes in the model are random (Lift: the cube).
-            False keeps one size, which makes resets 20 times faster.
+            False keeps one size, which makes resets 30 times faster.
         fast_control: use the compiled control law where it covers the controller; `fast` says whether it does,
             `why_not_fast` why not.
         robosuite_options: further arguments of robosuite's own class, such as {"use_latch": False} for Door.
@@ -302,7 +300,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         rest: list[Floats] = []
         for name, observable in self.robosuite._observables.items():
             of_robot = observable.modality.endswith("proprio")
-            if not observable.is_enabled() or not (objects or of_robot) or name.endswith(_LEFT_OUT):
+            if not observable.is_enabled() or not (objects or of_robot) or name.endswith(LEFT_OUT):
                 continue
             cache[name] = value = np.asarray(observable._sensor(cache), np.float64)
             if observable.is_active():
@@ -330,9 +328,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         return spaces.Dict(entries)
 
     def _spec(self, preset: str, action_mode: str, robots: tuple[str, ...]) -> TaskSpec:
-        names, units, scale = _action_layout(self.robosuite)
+        names, units, scale = action_layout(self.robosuite)
         low, high = self.robosuite.action_spec
-        proprio_names, proprio_units = _proprio_layout(self.robosuite)
+        proprio_names, proprio_units = proprio_layout(self.robosuite)
         return TaskSpec(
             env_id=f"{NAMESPACE}/{self.task.name}",
             preset=preset,
@@ -377,56 +375,3 @@ def _check_robosuite_options(options: Mapping[str, Any] | None) -> dict[str, Any
     if taken:
         raise ValueError(f"robosuite_options must not have {', '.join(taken)}: the environment decides them itself")
     return dict(options or {})
-
-
-def _action_layout(env: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[float, ...]]:
-    """Return names, units, and what action 1 means in that unit, part by part as robosuite orders them."""
-    names: list[str] = []
-    units: list[str] = []
-    scale: list[float] = []
-    for robot in env.robots:
-        prefix = "" if len(env.robots) == 1 and len(robot.arms) == 1 else robot.robot_model.naming_prefix
-        for part, (first, last) in robot.composite_controller._action_split_indexes.items():
-            controller = robot.part_controllers[part]
-            of_part = prefix if len(robot.arms) == 1 else f"{prefix}{part}_"
-            if controller.name.startswith("OSC") and controller.impedance_mode == "fixed":
-                names += [f"{of_part}{entry}" for entry in ("dx", "dy", "dz", "drx", "dry", "drz")[: last - first]]
-                units += (["m"] * 3 + ["rad"] * 3)[: last - first]
-                scale += [float(value) for value in controller.output_max]
-            elif "gripper" in part:
-                numbers = [""] if last - first == 1 else [str(i) for i in range(last - first)]
-                names += [f"{of_part}gripper{number}" for number in numbers]
-                # robosuite takes the sign: it closes or opens by a fifth of the range at each step.
-                units += ["opening sign -1, closing sign +1"] * (last - first)
-                scale += [1.0] * (last - first)
-            else:
-                joints = controller.name == "JOINT_POSITION"
-                names += [f"{of_part}{'dq' if joints else part}{i + 1}" for i in range(last - first)]
-                units += ["rad" if joints else "robosuite's"] * (last - first)
-                scale += np.broadcast_to(controller.output_max if joints else 1.0, last - first).tolist()
-    return tuple(names), tuple(units), tuple(scale)
-
-
-_UNITS = {"joint_pos": "rad", "joint_vel": "rad/s", "eef_pos": "m", "eef_quat": "1"}
-
-
-def _proprio_layout(env: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return names (robosuite's, numbered) and units of the proprioception entries, in the world frame."""
-    names, units = [], []
-    slides = _gripper_slides(env)
-    for name, observable in env._observables.items():
-        if not observable.modality.endswith("proprio") or name.endswith(_LEFT_OUT) or not observable.is_active():
-            continue
-        entries = np.asarray(observable._sensor({})).size
-        unit = next((unit for suffix, unit in _UNITS.items() if name.endswith(suffix)), "1")
-        if "gripper_q" in name:
-            unit = ("m" if slides else "rad") + ("/s" if name.endswith("qvel") else "")
-        names += [f"{name}_{i}" for i in range(entries)]
-        units += [unit] * entries
-    return tuple(names), tuple(units)
-
-
-def _gripper_slides(env: Any) -> bool:
-    model = env.sim.model._model
-    joints = [joint for robot in env.robots for arm in robot.arms for joint in robot.gripper_joints[arm] or ()]
-    return all(model.joint(name).type[0] == mujoco.mjtJoint.mjJNT_SLIDE for name in joints)
