@@ -43,8 +43,10 @@ def compose(robot: Robot, world: World, preset: specs.Preset, quality: str, dres
         **dict(zip(("shadow", "samples", "castshadow"), effects, strict=True)),
     )
     root = ElementTree.fromstring(header)
-    assets, worldbody = root.find("asset"), root.find("worldbody")
-    assert assets is not None and worldbody is not None
+    assets, worldbody, depth = root.find("asset"), root.find("worldbody"), root.find("visual/map")
+    assert assets is not None and worldbody is not None and depth is not None
+    if quality == "full":
+        depth.set("shadowclip", "2")  # at 1 the floor outside the light's volume is speckled
     drawn = _drawn_meshes(original, TRIANGLES[quality])
     hulls = _collision_hulls(original)
     for body in list(arm.iter("body")):

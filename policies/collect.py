@@ -45,6 +45,7 @@ class CollectConfig:
     image_size: int = 64  # height and width of a camera image, px
     action_mode: str = "ee_delta"  # ee_delta or joint_delta
     preset: str = "real"  # preset of the environment
+    render: str = "lean"  # lean, or full: shadows and fine meshes, ten times slower
     keep_failures: bool = False  # keep attempts in which the expert failed
     randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
     randomize_strength: float = 1.0  # 1 is the whole range of each axis
@@ -71,6 +72,7 @@ class CollectConfig:
             "image_size": self.image_size,
             "action_mode": self.action_mode,
             "preset": self.preset,
+            **({} if self.render == "lean" else {"render_quality": self.render}),
             **randomization(self.randomize, self.randomize_strength),
         }
 
@@ -234,6 +236,8 @@ def _settings(config: CollectConfig) -> dict[str, Any]:
     """Return what the content of the store depends on."""
     kept = plain(asdict(config))
     unimportant = {"out", "workers", "episodes", "videos"}
+    if config.render == "lean":
+        unimportant.add("render")
     if not config.randomize:  # stores from before there was randomisation say nothing about it
         unimportant |= {"randomize", "randomize_strength"}
     return {key: value for key, value in kept.items() if key not in unimportant} | {"env": environment_id(config.env)}

@@ -419,3 +419,31 @@ def test_the_console_teaches(capsys: pytest.CaptureFixture, recorded: Path, tmp_
     rewrite(odd, "action", lambda array: array * np.nan)
     assert run("data", "check", str(odd), "environment=false", f"run={tmp_path / 'run3'}") == 1
     assert "error   episode 0 step 0 action: expected finite numbers" in capsys.readouterr().out
+
+
+def test_convert_compresses_and_back(recorded: Path, tmp_path: Path) -> None:
+    """Any store of ours; a LeRobot folder straight into a compressed store; an existing target is refused."""
+    small, again, foreign = tmp_path / "small", tmp_path / "again", tmp_path / "foreign"
+    convert_data(ConvertConfig(source=str(recorded), target=str(small), format="toto", compression="zstd"), tmp_path)
+    before, after = EpisodeStore.open(recorded), EpisodeStore.open(small)
+    assert after.compression == "zstd" and after.content_hash() == before.content_hash()
+    convert_data(ConvertConfig(source=str(small), target=str(again), format="toto"), tmp_path)
+    assert EpisodeStore.open(again).content_hash() == before.content_hash()
+    EpisodeStore.open(again).append(
+        {key: array for key, array in before.episode(0).items() if not key.endswith("_index")},
+        {key: values[0].item() for key, values in before.meta.items()},
+    )
+    lerobot = tmp_path / "lerobot"
+    convert_data(ConvertConfig(source=str(recorded), target=str(lerobot), format="lerobot", lossless=True), tmp_path)
+    convert_data(
+        ConvertConfig(source=str(lerobot), target=str(foreign), format="toto", compression="blosc-lz4"), tmp_path
+    )
+    store = EpisodeStore.open(foreign)
+    assert store.compression == "blosc-lz4"
+    assert np.array_equal(store.episode(1)[FRONT], before.episode(1)[FRONT])
+    with pytest.raises(ValueError, match="exists already"):
+        convert_data(ConvertConfig(source=str(recorded), target=str(small), format="toto"), tmp_path)
+    with pytest.raises(ValueError, match="codec of a store is one of"):
+        ConvertConfig(source="a", target="b", format="toto", compression="rar")
+    with pytest.raises(ValueError, match="only format=toto"):
+        ConvertConfig(source="a", target="b", format="lerobot", compression="zstd")

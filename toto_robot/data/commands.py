@@ -13,7 +13,10 @@ from tqdm import tqdm
 
 from toto_robot.data import check as checks
 from toto_robot.data import convert as conversion
+from toto_robot.data.codecs import require_codec
+from toto_robot.data.compress import compress_store
 from toto_robot.data.finding import ERROR
+from toto_robot.data.flat_store import store_kind
 from toto_robot.data.info import clip_store_info, describe, recording_info, size_bytes
 from toto_robot.data.recording import FORMATS, open_recording
 from toto_robot.data.video import write_mp4
@@ -126,6 +129,7 @@ class ConvertConfig:
     lossless: bool = False  # lerobot: images as PNG in the parquet files instead of video
     crf: int = 18  # lerobot: quality of the H.264 video, 0 (best) to 51
     next_obs: bool = True  # robomimic: also write next_obs, which its training reads unless told otherwise
+    compression: str = "none"  # toto: none, blosc-lz4 (for training from images), zstd (smallest); then read only
     fps: float | None = None  # control rate of a robomimic file that does not say it, Hz
     flip_images: bool = False  # the pictures of the robomimic file are upside down (raw robosuite observations)
 
@@ -134,24 +138,34 @@ class ConvertConfig:
             raise ValueError(f"expected format as one of {', '.join(FORMATS)}, got {self.format!r}")
         if not 0 <= self.crf <= 51:
             raise ValueError(f"expected crf from 0 (best) to 51, got {self.crf}")
+        require_codec(self.compression)
+        if self.compression != "none" and self.format != "toto":
+            raise ValueError(f"only format=toto has a compression, got format={self.format}")
 
 
 def convert_data(config: ConvertConfig, run_dir: Path) -> int:
     """Convert a data set; the target appears when it is whole, and one that exists is left alone.
 
+    A store of ours may be compressed (any kind: episodes, frames, tokens), or made to grow again with compression=none.
     Numbers are exact in every format. Images are exact in ours and in robomimic's, and in LeRobot's with lossless=true;
     its video is a few grey levels off.
     """
     target = Path(config.target)
     if config.format == "robomimic" and target.suffix.lower() not in (".hdf5", ".h5"):
         raise ValueError(f"expected a target that ends in .hdf5, as robomimic's files do; got {target}")
+    if config.format == "toto" and store_kind(Path(config.source)) is not None and config.task is None:
+        compress_store(Path(config.source), target, codec=config.compression, progress=True)
+        print(f"{target}: {config.compression}, {size_bytes(target) / 2**20:.1f} MiB")
+        return 0
     recording = open_recording(Path(config.source), fps=config.fps, flip_images=config.flip_images)
     for key, reason in recording.left_out.items():
         print(f"left out: {key} ({reason})")
     if config.task is not None:
         recording.env = {**recording.env, "tasks": [config.task]}
         recording.tasks = (config.task,)
-    options = conversion.Options(lossless=config.lossless, crf=config.crf, next_obs=config.next_obs)
+    options = conversion.Options(
+        lossless=config.lossless, crf=config.crf, next_obs=config.next_obs, compression=config.compression
+    )
     conversion.convert(recording, target, config.format, options)
     print(f"{target}: {config.format}, {len(recording)} episodes, {size_bytes(target) / 2**20:.1f} MiB")
     return 0

@@ -36,18 +36,24 @@ class Options:
     lossless: bool = False  # LeRobot: images as PNG instead of video
     crf: int = 18  # LeRobot: x264's quality of video, 0 (best) to 51
     next_obs: bool = True  # robomimic: also write next_obs
+    compression: str = "none"  # ours: one of codecs.CODECS
 
 
 class StoreWriter:
     """Writes an episode store of ours."""
 
-    def __init__(self, path: Path, recording: Recording) -> None:
+    def __init__(self, path: Path, recording: Recording, compression: str) -> None:
         env = dict(recording.env)
         if tasks_of(env) != recording.tasks:
             env["tasks"] = list(recording.tasks)
         features = {key: spec for key, spec in recording.features.items() if key not in AUTOMATIC}
         self._store = EpisodeStore.create(
-            path, features=features, fps=recording.fps, env=env, provenance=recording.provenance
+            path,
+            features=features,
+            fps=recording.fps,
+            env=env,
+            provenance=recording.provenance,
+            compression=None if compression == "none" else compression,
         )
 
     def add(self, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
@@ -55,7 +61,9 @@ class StoreWriter:
         self._store.append({key: arrays[key] for key in arrays if key != "episode_index"}, meta)
 
     def finish(self) -> None:
-        """Let go of the store: every episode is on disk."""
+        """Compress the store where that was asked for, and let go of it: every episode is on disk."""
+        if self._store.compression is not None:
+            self._store.finish()
         self._store.close()
 
     def abandon(self) -> None:
@@ -98,7 +106,7 @@ def _write(recording: Recording, path: Path, format: str, options: Options, prog
 
 def _writer(recording: Recording, path: Path, format: str, options: Options) -> Writer:
     if format == "toto":
-        return StoreWriter(path, recording)
+        return StoreWriter(path, recording, options.compression)
     if format == "robomimic":
         with needs_extra():
             from toto_robot.data.robomimic import RobomimicWriter
