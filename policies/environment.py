@@ -28,7 +28,7 @@ def make_environment(name: str, **settings: Any) -> Any:
     try:
         return gymnasium.make(wanted, **settings)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.NamespaceNotFound, gymnasium.error.NameNotFound) as error:
-        known = sorted(key for key in gymnasium.registry if key.startswith(f"{NAMESPACE}/"))
+        known = sorted(key for key in gymnasium.registry if key.startswith((f"{NAMESPACE}/", "robosuite/")))
         near = difflib.get_close_matches(wanted, known, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         raise ValueError(f"no environment {wanted!r} (from env={name}){hint}; there are: {', '.join(known)}") from error
