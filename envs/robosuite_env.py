@@ -113,8 +113,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self._digest = robosuite_scene.model_digest(self.robosuite, configs)
         self._pictures = robosuite_scene.Pictures(render_quality)
         self._image_size = image_size
-        cameras = self._check_cameras(cameras)
-        self._cameras = cameras if obs_mode in ("pixels", "all") else ()
+        # Unused cameras are not looked up: robots with two arms have no `wrist`, but two hands by their own names.
+        self._cameras = self._check_cameras(cameras) if obs_mode in ("pixels", "all") else ()
         self.why_not_fast = why_not_fast(self.robosuite) if fast_control else "fast_control is False"
         self.fast = not self.why_not_fast
         self._substeps: FastSubsteps | None = None
