@@ -1,26 +1,33 @@
-"""How does Toto continue a video?"""
+"""How does Toto continue a video, and how surprised is it by what really came?"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from toto_robot.models.toto import Toto
+
+Randomness = torch.Generator | Sequence[torch.Generator] | None
 
 
 @torch.no_grad()
 def generate(
     model: Toto, codes: Tensor, frames: int, *, temperature: float = 1.0, top_k: int | None = None,
-    generator: torch.Generator | None = None,
+    top_p: float | None = None, generator: Randomness = None, on_token: Callable[[], object] | None = None,
 ) -> Tensor:  # fmt: skip
     """Continue codes (B, T0, P) by `frames` frames; return codes (B, T0 + frames, P) int64. T0 may be 0.
 
-    Temperature 0 takes the most likely code. Only visual ids are drawn: a frame has exactly P tokens, and the end id
-    can only follow the last. Beyond `context_frames` the window slides as in streaming. Raises ValueError for a
-    negative temperature, a `top_k` below 1, or codes of another frame size.
+    Temperature 0 takes the most likely code. `top_k` keeps the k most likely codes, `top_p` the fewest that together
+    reach that probability, in this order and after the temperature, as transformers does. Only visual ids are drawn: a
+    frame has exactly P tokens, and the end id can only follow the last. Beyond `context_frames` the window slides as
+    in streaming. With one generator a row, what a row draws does not depend on the rows beside it. `on_token` is called
+    after every token, for progress. Raises ValueError for sampling settings out of range, codes of another frame size
+    or range, or a number of generators that is not B.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1):
-        raise ValueError(f"expected temperature >= 0 and top_k >= 1, got {temperature} and {top_k}")
+    _check(model, codes, frames, temperature, top_k, top_p, generator)
     config = model.config
     ids, _ = config.pack(codes.to(model.embed.weight.device))
     new_tokens = frames * config.tokens_per_frame
@@ -28,18 +35,114 @@ def generate(
     made = [codes.flatten(1).long().to(ids.device)]
     for _ in range(new_tokens):
         output = model(ids, layers=(config.layers,), logits=False, cache=cache)
-        last = model.logits(output.features[config.layers][:, -1:])[:, 0]  # (B, V)
-        code = _draw(last[:, config.first_visual_id :].float(), temperature, top_k, generator)
+        last = _logits(model, output.features[config.layers][:, -1:])[:, 0]  # (B, V)
+        code = draw(last[:, config.first_visual_id :], temperature, top_k, top_p, generator)
         made.append(code)
         ids = code + config.first_visual_id
+        if on_token is not None:
+            on_token()
     return torch.cat(made, dim=1).unflatten(1, (-1, config.tokens_per_frame))
 
 
-def _draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """Draw a code (B, 1) from logits (B, visual codes)."""
+@torch.no_grad()
+def surprise(model: Toto, codes: Tensor, *, on_frame: Callable[[], object] | None = None) -> Tensor:
+    """Return the negative log-likelihood (B, T, P) float32, in nats, of each token of codes (B, T, P), given all before.
+
+    The likelihood is over all ids, as in the training loss. Frames go through the ring of a stream, one a call, which
+    equals the full forward at any length for the memory of one window.
+    """
+    config, device = model.config, model.embed.weight.device
+    _check_codes(model, codes)
+    ids = codes.to(device).long() + config.first_visual_id  # (B, T, P)
+    start = torch.full((len(ids), 1), config.start_video_id, device=device)
+    before = _last_layer(model, start)
+    ring = model.ring(len(ids))
+    nats = []
+    for frame in ids.unbind(1):
+        here = model(frame, layers=(config.layers,), logits=False, cache=ring).features[config.layers]
+        logits = _logits(model, torch.cat([before, here[:, :-1]], dim=1))  # (B, P, V): each predicts the next token
+        nats.append(F.cross_entropy(logits.transpose(1, 2), frame, reduction="none"))
+        before = here[:, -1:]
+        if on_frame is not None:
+            on_frame()
+    return torch.stack(nats, dim=1)
+
+
+def draw(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: Randomness = None
+) -> Tensor:
+    """Draw one code a row (B, 1) from logits (B, codes).
+
+    The code with the largest log-probability plus Gumbel noise (a draw from the distribution, exactly): the noise does
+    not depend on the logits, so two ways of computing the same logits draw the same codes.
+    """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
+    kept = keep_likely(logits / temperature, top_k, top_p)
+    return (kept + _gumbel(kept, generator)).argmax(dim=-1, keepdim=True)
+
+
+def keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Return logits (B, codes) with all but the `top_k` largest, then all outside the `top_p` nucleus, at -inf."""
     if top_k is not None and top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
+        values, places = logits.topk(top_k)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, places, values)
+    if top_p is not None and top_p < 1:
+        values, places = logits.sort(dim=-1, descending=True, stable=True)
+        shares = values.softmax(dim=-1)
+        outside = shares.cumsum(dim=-1) - shares >= top_p  # what stands before it already reaches top_p
+        outside[:, 0] = False
+        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, places, outside), -torch.inf)
+    return logits
+
+
+def _gumbel(logits: Tensor, generator: Randomness) -> Tensor:
+    """Return Gumbel noise like logits (B, codes), from one generator for all rows or one for each."""
+    if generator is None or isinstance(generator, torch.Generator):
+        device = logits.device if generator is None else generator.device
+        return -torch.empty_like(logits, device=device).exponential_(generator=generator).log().to(logits.device)
+    rows = [torch.empty(logits.shape[1:], device=one.device).exponential_(generator=one) for one in generator]
+    return -torch.stack([row.to(logits.device) for row in rows]).log()
+
+
+def _last_layer(model: Toto, ids: Tensor) -> Tensor:
+    layers = model.config.layers
+    return model(ids, layers=(layers,), logits=False).features[layers]
+
+
+def _logits(model: Toto, x: Tensor) -> Tensor:
+    """Return float32 logits (B, L, V) of the last layer's output, whatever the autocast.
+
+    bfloat16 rounds a logit of 10 to steps of 0.06, which is 6 % of a probability.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return model.logits(x.float())
+
+
+def _check(
+    model: Toto, codes: Tensor, frames: int, temperature: float, top_k: int | None, top_p: float | None,
+    generator: Randomness,
+) -> None:  # fmt: skip
+    check_sampling(temperature, top_k, top_p)
+    if frames < 0:
+        raise ValueError(f"expected frames of at least 0, got {frames}")
+    _check_codes(model, codes)
+    if isinstance(generator, Sequence) and len(generator) != len(codes):
+        raise ValueError(f"expected one generator, or one for each of {len(codes)} rows; got {len(generator)}")
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError for settings that nothing can be drawn with."""
+    if not temperature >= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError(
+            f"expected temperature >= 0, top_k >= 1 and 0 < top_p <= 1 (or null), got temperature {temperature}, "
+            f"top_k {top_k}, top_p {top_p}"
+        )
+
+
+def _check_codes(model: Toto, codes: Tensor) -> None:
+    config = model.config
+    if codes.ndim != 3 or codes.shape[-1] != config.tokens_per_frame:
+        raise ValueError(f"expected codes (B, T, {config.tokens_per_frame}), got {tuple(codes.shape)}")
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < config.visual_vocab:
+        raise ValueError(f"codes must lie in 0..{config.visual_vocab - 1}, got {int(codes.min())}..{int(codes.max())}")
