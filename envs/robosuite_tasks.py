@@ -23,8 +23,8 @@ class RobosuiteTask:
 
 
 # Horizons: robomimic's evaluation of its proficient-human data sets (arXiv 2108.03298; `ph_horizons` in robomimic's
-# __init__.py, v0.2): lift, can, square 400; transport, tool_hang 700. Tasks robomimic does not have: 500, which is what
-# the robosuite benchmark uses for all (arXiv 2009.12293, section 5).
+# __init__.py): lift, can, square 400; transport, tool_hang 700. Tasks robomimic does not have: 500, as in the runs of
+# ARISE-Initiative/robosuite-benchmark (their variant.json).
 _ROBOSUITE, _SHORT, _LONG = 500, 400, 700
 
 TASKS = {
