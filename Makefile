@@ -13,8 +13,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_system_libraries.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
-	@# The reference dVAE for the parity tests: its metadata asks for torchvision, its code does not use it.
-	$(BIN)/python -m pip install --quiet --no-deps 'DALL-E==0.1' attrs
+	@# References for the parity tests: their metadata ask for torchvision, what the tests use of them does not.
+	$(BIN)/python -m pip install --quiet --no-deps 'DALL-E==0.1' attrs 'taming-transformers==0.0.1'
 	$(BIN)/toto_robot doctor || true
 	@touch $(STAMP)
 

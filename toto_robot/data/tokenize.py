@@ -19,7 +19,7 @@ from toto_robot.data.sources import find_sources
 from toto_robot.data.tokens import TokenStore
 from toto_robot.run_folder import provenance as run_provenance
 from toto_robot.tokenizers.base import Tokenizer
-from toto_robot.tokenizers.dvae import load_dvae
+from toto_robot.tokenizers.load import load_tokenizer
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -48,7 +48,7 @@ def tokenize(config: TokenizeConfig, run_dir: Path) -> int:
     """Decode what `data` holds into `<run>/frames` (kept for training) and write its tokens; a rerun continues."""
     best = "cuda" if torch.cuda.is_available() else "cpu"
     device = best if config.device == "auto" else config.device
-    tokenizer = load_dvae(Path(config.tokenizer), device)
+    tokenizer = load_tokenizer(Path(config.tokenizer), device)
     about = run_provenance(data=config.data, tokenizer=tokenizer.fingerprint())
     frames = _frames(config, run_dir, about)
     out = Path(config.out) if config.out else run_dir / "tokens"

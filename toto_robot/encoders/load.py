@@ -14,7 +14,7 @@ from toto_robot.models.hub import from_pretrained
 from toto_robot.models.mae import build_mae, mae_config
 from toto_robot.models.presets import mae_preset
 from toto_robot.models.toto import Toto
-from toto_robot.tokenizers.dvae import DVAE, load_dvae
+from toto_robot.tokenizers.load import AnyTokenizer, load_tokenizer
 from toto_robot.weights import read_config
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def _model(folder: Path, model_type: str) -> torch.nn.Module:
     return from_pretrained(folder)
 
 
-def _tokenizer(folder: Path) -> DVAE:
+def _tokenizer(folder: Path) -> AnyTokenizer:
     tokenizer = folder / "tokenizer"
     if not tokenizer.is_dir():
         raise ValueError(f"{folder} has no tokenizer/ folder; `toto_robot pretrain` puts it there beside the backbone")
-    return load_dvae(tokenizer)
+    return load_tokenizer(tokenizer)
 
 
 def _layer(layer: str | int | None, layers: int, default: str) -> int:

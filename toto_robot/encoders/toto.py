@@ -20,7 +20,7 @@ from toto_robot.encoders.base import (
 )
 from toto_robot.models import hub
 from toto_robot.models.toto import Toto
-from toto_robot.tokenizers.dvae import DVAE, save_dvae
+from toto_robot.tokenizers.load import AnyTokenizer, save_tokenizer
 
 _BATCH = 64  # frames at a time: bounds the memory of a long clip
 
@@ -32,7 +32,7 @@ class TotoEncoder:
     """
 
     def __init__(
-        self, model: Toto, tokenizer: DVAE, *, name: str, layer: int, context_frames: int, device: torch.device,
+        self, model: Toto, tokenizer: AnyTokenizer, *, name: str, layer: int, context_frames: int, device: torch.device,
         precision: str = "auto",
     ) -> None:  # fmt: skip
         config = model.config
@@ -51,9 +51,8 @@ class TotoEncoder:
         self._fast_model, self._fast_tokenizer = self.model, self.tokenizer
         if self.precision == "bf16":
             self._fast_model, self._fast_tokenizer = _half_copy(self.model, self.tokenizer)
-        self.parameters = sum(p.numel() for p in self.tokenizer.encoder.parameters()) + sum(
-            p.numel() for part in (self.model.embed, *self.model.blocks[:layer]) for p in part.parameters()
-        )
+        passed = (*tokenizer.trunk, *tokenizer.choice, self.model.embed, *self.model.blocks[:layer])
+        self.parameters = sum(p.numel() for part in passed for p in part.parameters())
         self.fingerprint = self._fingerprint()
 
     @torch.no_grad()
@@ -94,7 +93,7 @@ class TotoEncoder:
     def save(self, folder: Path) -> None:
         """Write backbone and tokenizer, the layout of a pretrained model."""
         hub.save_pretrained(self.model, folder)
-        save_dvae(self.tokenizer, Path(folder) / "tokenizer")
+        save_tokenizer(self.tokenizer, Path(folder) / "tokenizer")
 
     def settings(self) -> dict[str, object]:
         """Return the keyword arguments of `load_encoder` for a saved folder."""
@@ -135,9 +134,10 @@ class TotoStream:
         return output.features[encoder.layer].float()
 
 
-def _half_copy(model: Toto, tokenizer: DVAE) -> tuple[Toto, DVAE]:
-    """Return copies whose matrices are bf16; the tokenizer's last conv stays float32, it decides between codes."""
+def _half_copy(model: Toto, tokenizer: AnyTokenizer) -> tuple[Toto, AnyTokenizer]:
+    """Return copies whose matrices are bf16; what decides between codes in the tokenizer stays float32."""
     fast, fast_tokenizer = copy.deepcopy(model), copy.deepcopy(tokenizer)
     halve_matrices(fast)
-    halve_matrices(fast_tokenizer.encoder.blocks[:-1])  # type: ignore[arg-type]
+    for part in fast_tokenizer.trunk:
+        halve_matrices(part)
     return fast, fast_tokenizer

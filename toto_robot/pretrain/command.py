@@ -22,7 +22,7 @@ from toto_robot.pretrain.tokenizer import TrainTokenizerConfig, open_frames, pre
 from toto_robot.pretrain.train_mae import train_mae
 from toto_robot.pretrain.train_toto import train_toto
 from toto_robot.run_folder import provenance, read_json, write_json
-from toto_robot.tokenizers.dvae import DVAE, load_dvae
+from toto_robot.tokenizers.load import AnyTokenizer, load_tokenizer
 
 
 def pretrain(config: PretrainConfig, run_dir: Path) -> int:
@@ -108,7 +108,7 @@ def _tokens(
     config: PretrainConfig, run_dir: Path, stages: Stages, frames: FrameStore | None, tokenizer_dir: Path
 ) -> TokenStore:
     """Return the tokens that were given, or tokenize the frames; ValueError where they are another tokenizer's."""
-    tokenizer = load_dvae(tokenizer_dir)
+    tokenizer = load_tokenizer(tokenizer_dir)
     _check_tokenizer(tokenizer, config, tokenizer_dir)
     if config.tokens:
         store = TokenStore.open(Path(config.tokens))
@@ -134,7 +134,7 @@ def _tokens(
     return TokenStore.open(out)
 
 
-def _check_tokenizer(tokenizer: DVAE, config: PretrainConfig, folder: Path) -> None:
+def _check_tokenizer(tokenizer: AnyTokenizer, config: PretrainConfig, folder: Path) -> None:
     sizes = config.sizes()
     assert isinstance(sizes, TotoConfig)
     made = (sizes.image_px // tokenizer.stride) ** 2

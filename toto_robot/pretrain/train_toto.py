@@ -22,7 +22,7 @@ from toto_robot.pretrain.optim import choose_device, choose_precision
 from toto_robot.pretrain.pictures import draw_loss, draw_rows
 from toto_robot.pretrain.stages import Stages
 from toto_robot.run_folder import write_json
-from toto_robot.tokenizers.dvae import DVAE, load_dvae
+from toto_robot.tokenizers.load import AnyTokenizer, load_tokenizer
 
 _CLIPS_DRAWN = 3
 _TEMPERATURE = 0.8
@@ -138,7 +138,7 @@ def _draw(
     draw_loss(run_dir, unit="nats per token", references=references)
     model = _trained(config, run_dir)
     device = model.embed.weight.device
-    tokenizer = load_dvae(run_dir / "pretrained_model" / "tokenizer", device)
+    tokenizer = load_tokenizer(run_dir / "pretrained_model" / "tokenizer", device)
     T, given = model.config.frames, max(1, model.config.frames // 4)
     training, held_out = division.samplers(T, config.strides, config.seed)
     windows = _of_different_clips((held_out or training).starts(0, 100 * _CLIPS_DRAWN), division)
@@ -169,7 +169,7 @@ def _of_different_clips(windows: list[tuple[int, int]], division: Division) -> l
     return list(by_clip.values())[:_CLIPS_DRAWN]
 
 
-def _pictures(tokenizer: DVAE, codes: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def _pictures(tokenizer: AnyTokenizer, codes: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Decode codes (T, P) to uint8 (T, h, w, 3)."""
     device = next(tokenizer.parameters()).device
     return tokenizer.decode(torch.from_numpy(codes).view(-1, *grid).to(device)).cpu().numpy()

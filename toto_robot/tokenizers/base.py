@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -31,3 +32,11 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """Return a hash of everything that decides the codes: configuration and weights."""
         ...
+
+
+def check_images(images: Tensor, stride: int) -> None:
+    """Raise ValueError unless `images` are uint8 (B, h, w, 3) whose sides are multiples of `stride` pixels."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"expected uint8 images (B, h, w, 3), got {images.dtype} {tuple(images.shape)}")
+    if images.shape[1] % stride or images.shape[2] % stride:
+        raise ValueError(f"image sides must be multiples of {stride} px, got {tuple(images.shape[1:3])}")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toto_robot import weights
+from toto_robot.tokenizers.base import check_images
 
 _EPS = 0.1  # logit-Laplace: pixels live in [0.1, 0.9] so that their logits are finite
 _GROUPS = 4
@@ -159,6 +160,16 @@ class DVAE(nn.Module):
         """Pixels a code, along a side."""
         return _STRIDE
 
+    @property
+    def trunk(self) -> tuple[nn.Module, ...]:
+        """The parts of `encode` that may be cast to bf16."""
+        return tuple(self.encoder.blocks)[:-1]
+
+    @property
+    def choice(self) -> tuple[nn.Module, ...]:
+        """The parts of `encode` that decide between codes and stay float32."""
+        return (self.encoder.blocks[-1],)
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Map uint8 RGB (B, h, w, 3) to codes int64 (B, h / 8, w / 8); ValueError for another shape or dtype."""
@@ -177,10 +188,7 @@ class DVAE(nn.Module):
 
 def frames_to_input(images: Tensor) -> Tensor:
     """Map uint8 RGB (B, h, w, 3) to mapped pixels (B, 3, h, w) float32, channels_last; ValueError for another input."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"expected uint8 images (B, h, w, 3), got {images.dtype} {tuple(images.shape)}")
-    if images.shape[1] % _STRIDE or images.shape[2] % _STRIDE:
-        raise ValueError(f"image sides must be multiples of {_STRIDE} px, got {tuple(images.shape[1:3])}")
+    check_images(images, _STRIDE)
     return map_pixels(images.permute(0, 3, 1, 2).float() / 255)  # the permuted view already is channels_last
 
 

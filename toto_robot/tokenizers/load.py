@@ -1,0 +1,34 @@
+"""Which tokenizer is in a folder?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from toto_robot import weights
+from toto_robot.tokenizers.dvae import DVAE, load_dvae, save_dvae
+from toto_robot.tokenizers.vqgan import VQGAN, load_vqgan, save_vqgan
+
+AnyTokenizer = DVAE | VQGAN
+
+
+def load_tokenizer(folder: Path | str, device: torch.device | str = "cpu") -> AnyTokenizer:
+    """Load the tokenizer that config.json's model_type names, in eval mode; ValueError when it names another model."""
+    model_type = weights.read_config(Path(folder))["model_type"]
+    if model_type == "dvae":
+        return load_dvae(folder, device)
+    if model_type == "vqgan":
+        return load_vqgan(folder, device)
+    raise ValueError(
+        f"{folder} holds a {model_type}, expected a tokenizer (dvae or vqgan): `toto_robot train-tokenizer` trains "
+        "one, `toto_robot import-tokenizer` reads a published one"
+    )
+
+
+def save_tokenizer(tokenizer: AnyTokenizer, folder: Path | str) -> None:
+    """Write a tokenizer to `folder`, atomically, for `load_tokenizer`."""
+    if isinstance(tokenizer, VQGAN):
+        save_vqgan(tokenizer, folder)
+    else:
+        save_dvae(tokenizer, folder)
