@@ -38,6 +38,9 @@ class Regression:
         self.at_step(step)
         return torch.randn(16, 4, generator=torch.Generator().manual_seed(step_seed(5, step)))
 
+    def name_batch(self, step: int) -> str:
+        return f"draw {step}"
+
     def loss(self, batch, step):
         return (self.model(batch) - 3 * batch.sum(1, keepdim=True)).square().mean(), {"scale": batch.std()}
 
@@ -152,7 +155,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_the_checkpoint_before_it_stay
                 objective.model[0].weight[0, 0] = float("nan")
 
     objective.at_step = poison
-    with pytest.raises(ValueError, match=r"train/loss became nan in steps 11 to 15.*lower lr"):
+    with pytest.raises(ValueError, match=r"train/loss became nan in step 14, and nothing.*lower lr.*batch 13: draw 13"):
         fit(tmp_path, objective)
     kept = load_file(tmp_path / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
     assert (tmp_path / "checkpoints" / "last").readlink() == Path("000008")

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from toto_robot.pretrain.optim import adamw, choose_device, choose_precision, learning_rate
+from toto_robot.pretrain.optim import (
+    adamw,
+    averaged,
+    choose_device,
+    choose_precision,
+    learning_rate,
+    set_learning_rate,
+    update_average,
+)
 
 SCHEDULE = {"peak": 1e-3, "warmup_steps": 10, "steps": 110, "final_ratio": 0.1}
 
@@ -37,6 +45,56 @@ def test_learning_rate_without_warmup_starts_below_the_peak_and_never_rises():
     assert rates == sorted(rates, reverse=True)
     assert rates[0] < 1.0
     assert rates[-1] == pytest.approx(0.0)
+
+
+def test_wsd_holds_the_peak_then_falls_as_one_minus_a_root():
+    wsd = {**SCHEDULE, "wsd_decay": 0.2}  # the last 22 of 110 steps
+    rates = [learning_rate(step, **wsd) for step in range(110)]
+    assert rates[:10] == [learning_rate(step, **SCHEDULE) for step in range(10)]  # the warm-up is the cosine's
+    assert set(rates[9:88]) == {1e-3}
+    assert rates[88] < 1e-3
+    for step, progress in ((88, 1 / 22), (98, 0.5), (109, 1.0)):
+        assert rates[step] == pytest.approx(1e-3 * (0.1 + 0.9 * (1 - math.sqrt(progress))))
+    assert rates[88:] == sorted(set(rates[88:]), reverse=True)
+
+
+def test_scales_multiply_the_rate_divide_the_decay_and_follow_the_schedule():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    scales = {"0.weight": 0.25, "0.bias": 1.0, "1.weight": 1.0, "1.bias": 1.0}
+    optimizer = adamw(model.named_parameters(), lr=0.1, weight_decay=0.5, scales=scales)
+    set_learning_rate(optimizer, 0.01)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert (of[id(model[0].weight)]["lr"], of[id(model[0].weight)]["weight_decay"]) == (0.0025, 2.0)
+    assert (of[id(model[1].weight)]["lr"], of[id(model[1].weight)]["weight_decay"]) == (0.01, 0.5)
+    assert (of[id(model[0].bias)]["lr"], of[id(model[0].bias)]["weight_decay"]) == (0.01, 0.0)
+    before = [layer.weight.detach().clone() for layer in model]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # without a gradient only the decay acts, and it is the same for both
+    for layer, weight in zip(model, before, strict=True):
+        torch.testing.assert_close(layer.weight, weight * (1 - 0.01 * 0.5))
+
+
+def test_average_of_the_weights_takes_their_place_and_gives_it_back():
+    model = nn.Linear(2, 2)
+    optimizer = adamw(model.named_parameters(), lr=0.1, weight_decay=0.0)
+    values = []
+    for _ in range(4):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        update_average(optimizer, 0.75)
+        values.append(model.weight.detach().clone())
+    expected = values[0]
+    for value in values[1:]:
+        expected = 0.75 * expected + 0.25 * value
+    with averaged(optimizer):
+        torch.testing.assert_close(model.weight.detach(), expected)
+    assert torch.equal(model.weight, values[-1])
+    with pytest.raises(KeyboardInterrupt), averaged(optimizer):
+        raise KeyboardInterrupt
+    assert torch.equal(model.weight, values[-1])
+    with averaged(optimizer, enabled=False):
+        assert torch.equal(model.weight, values[-1])
 
 
 def test_weight_decay_groups():

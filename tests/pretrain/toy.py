@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.pretrain.toy_videos import write_plain
 from toto_robot.data.frames import FrameStore, prepare_frames
 from toto_robot.data.sources import find_sources
 from toto_robot.data.tokens import TokenStore
+from toto_robot.models.mup import learning_rate_scales, with_mup
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.clips import divide
 from toto_robot.pretrain.loop import LoopConfig, Trained, train
@@ -24,6 +26,7 @@ SIZES = TotoConfig(
     name="toy", visual_vocab=16, width=32, layers=2, heads=2, ffn_width=64, tokens_per_frame=4, frames=4,
     context_frames=4, image_px=16,
 )  # fmt: skip
+NARROW = replace(SIZES, width=16, ffn_width=32)
 DVAE_SIZES = DVAEConfig(name="toy", hidden=8, blocks_per_group=1, vocab=16, decoder_init=8)
 
 
@@ -85,9 +88,15 @@ def loop_settings(steps: int = 40, **changes: object) -> LoopConfig:
 
 
 def train_toy(kind: str, folder: Path, run_dir: Path) -> Trained:
-    """Train the small Toto or the small tokenizer."""
-    objective = toto_objective(folder) if kind == "toto" else tokenizer_objective(folder)
-    return train(objective, loop_settings(), run_dir, device=CPU, dtype=torch.bfloat16)
+    """Train the small Toto ("toto options": in muP, with every option of the loop) or the small tokenizer."""
+    if kind == "toto options":
+        model = Toto(with_mup(SIZES, NARROW), generator=torch.Generator().manual_seed(0))
+        options = loop_settings(wsd_decay=0.5, ema_decay=0.9, accumulate=2)
+        scales = learning_rate_scales(model.named_parameters(), model.config)
+        objective = toto_objective(folder, model, batch_size=4)
+        return train(objective, options, run_dir, device=CPU, dtype=torch.bfloat16, lr_scales=scales)
+    plain = toto_objective(folder) if kind == "toto" else tokenizer_objective(folder)
+    return train(plain, loop_settings(), run_dir, device=CPU, dtype=torch.bfloat16)
 
 
 if __name__ == "__main__":

@@ -105,11 +105,17 @@ def sequence_keys(k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused projection and no bias; rows of `qkv` are all queries, keys, values."""
+    """Multi-head self-attention with one fused projection and no bias; rows of `qkv` are all queries, keys, values.
 
-    def __init__(self, width: int, heads: int, device: torch.device | str | None = None) -> None:
+    `scale` multiplies q.k; None is 1 / sqrt(K).
+    """
+
+    def __init__(
+        self, width: int, heads: int, device: torch.device | str | None = None, scale: float | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.scale = scale
         self.qkv = nn.utils.skip_init(nn.Linear, width, 3 * width, bias=False, device=device or "cpu")
         self.out = nn.utils.skip_init(nn.Linear, width, width, bias=False, device=device or "cpu")
 
@@ -119,5 +125,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, L, K)
         q = rotate(q, layout.rotation)
         k, v = sequence_keys(k, v, layout) if cache is None else cache.extend(layer, k, v, layout)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, is_causal=layout.causal)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=self.scale
+        )
         return self.out(mixed.transpose(1, 2).reshape(B, L, D))

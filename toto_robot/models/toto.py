@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toto_robot.models import mup
 from toto_robot.models.attention import Layout, SelfAttention, Window, sequence_layout
 from toto_robot.models.kv_cache import FrameRing, TokenCache
 
@@ -43,10 +44,18 @@ class TotoConfig:
     end_id: int = 2
     start_image_id: int = 3
     first_visual_id: int = 4  # code c is the id c + 4
+    mup_base_width: int | None = None  # muP: width whose learning rate and deviations hold (`mup.py`); null: standard
+    mup_base_head_dim: int | None = None  # muP: head dimension of that base
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even number (rotary pairs)")
+        base = (self.mup_base_width, self.mup_base_head_dim)
+        if base != (None, None) and not all(size is not None and size > 0 for size in base):
+            raise ValueError(
+                "muP needs mup_base_width and mup_base_head_dim, both above 0 (`mup.with_mup` sets them), got "
+                f"{base[0]} and {base[1]}"
+            )
         if not 1 <= self.context_frames <= self.frames:
             raise ValueError(f"context_frames must lie in 1..frames ({self.frames}), got {self.context_frames}")
         ids = {self.start_video_id, self.end_id, self.start_image_id}
@@ -83,16 +92,20 @@ class TotoOutput(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
+    """Root-mean-square norm with a learned scale, and a fixed one where muP asks for it."""
 
-    def __init__(self, width: int, eps: float, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, width: int, eps: float, device: torch.device | str | None = None, multiplier: float = 1.0
+    ) -> None:
         super().__init__()
         self.eps = eps
+        self.multiplier = multiplier
         self.weight = nn.Parameter(torch.ones(width, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        normal = F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return normal if self.multiplier == 1.0 else normal * self.multiplier
 
 
 class SwiGLU(nn.Module):
@@ -115,7 +128,7 @@ class Block(nn.Module):
     def __init__(self, config: TotoConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.width, config.norm_eps, device)
-        self.attention = SelfAttention(config.width, config.heads, device)
+        self.attention = SelfAttention(config.width, config.heads, device, mup.attention_scale(config))
         self.ffn_norm = RMSNorm(config.width, config.norm_eps, device)
         self.ffn = SwiGLU(config.width, config.ffn_width, device)
 
@@ -135,19 +148,20 @@ class Toto(nn.Module):
         self.config = config
         self.embed = nn.utils.skip_init(nn.Embedding, config.vocab_size, config.width, device=device or "cpu")
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps, device)
+        self.norm = RMSNorm(config.width, config.norm_eps, device, mup.output_multiplier(config))
         self.head = nn.utils.skip_init(nn.Linear, config.width, config.vocab_size, bias=False, device=device or "cpu")
         self.init_weights(generator)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw N(0, 0.02), the projections onto the residual scaled by 1 / sqrt(2 * layers) (GPT-2)."""
+        """Draw N(0, 0.02), the projections onto the residual scaled by 1 / sqrt(2 * layers) (GPT-2); muP: `mup.py`."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
                 continue
             residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
             std = 0.02 / math.sqrt(2 * self.config.layers) if residual else 0.02
+            std *= mup.deviation_scale(name, parameter, self.config)
             parameter.normal_(0.0, std, generator=generator)
 
     def forward(

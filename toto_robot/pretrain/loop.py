@@ -1,8 +1,10 @@
 """How is a model trained? The only loop: Toto, MAE and the tokenizer differ in their objective, not in their loop.
 
-The state of a training is (parameters, buffers, optimizer moments, step). The batch of a step is a function of (seed,
-step) and the random generators are set anew from (seed, step), so nothing else has to be remembered: a run killed at
-any moment and started again ends with the bits of a run that was never killed (on the same number of threads).
+The state of a training is (parameters, buffers, optimizer moments and averages, step). The batch of a step is a
+function of (seed, step) and the random generators are set anew from (seed, step), so nothing else has to be
+remembered: a run killed at any moment and started again ends with the bits of a run that was never killed (on the same
+number of threads). With `accumulate` = A a step takes the batches A * step to A * step + A - 1, which hold the samples
+of one batch of A times the size.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toto_robot.pretrain import checkpoint
-from toto_robot.pretrain.optim import adamw, learning_rate, set_learning_rate
+from toto_robot.pretrain.optim import adamw, averaged, learning_rate, set_learning_rate, update_average
 from toto_robot.run_folder import MetricLog
 
 
@@ -33,14 +35,17 @@ class Objective(Protocol):
 
     name: str  # "toto", "mae" or "tokenizer"
     unit: str  # what throughput counts: "tokens" or "images"
-    units_per_step: int
+    units_per_step: int  # in one batch
 
     @property
     def model(self) -> nn.Module:
         """Return the model; its state_dict is everything the training changes, buffers included."""
 
     def batch(self, step: int) -> Tensor:
-        """Return the batch of step `step`, on the CPU."""
+        """Return batch number `step`, on the CPU; a step of the loop may accumulate several."""
+
+    def name_batch(self, step: int) -> str:
+        """Say what batch number `step` was made of, for whoever looks for a fault in it."""
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar loss and further scalars to log, for a batch on the model's device."""
@@ -70,9 +75,12 @@ class LoopConfig:
     keep_checkpoints: int = 2  # newest ones kept
     eval_every: int = 200  # steps
     log_every: int = 10  # steps
+    wsd_decay: float | None = None  # WSD schedule: share of the steps, the last, in which the rate falls; null: cosine
+    ema_decay: float | None = None  # of the moving average of the weights, which is then measured and published
+    accumulate: int = 1  # batches whose gradients make one step
 
     def __post_init__(self) -> None:
-        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_every", "log_every"):
+        for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_every", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.final_lr_ratio <= 1 and self.weight_decay >= 0):
@@ -80,17 +88,28 @@ class LoopConfig:
             raise ValueError(f"expected lr > 0, clip > 0, 0 <= final_lr_ratio <= 1 and weight_decay >= 0, got {got}")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"expected warmup_steps from 0 to steps - 1 = {self.steps - 1}, got {self.warmup_steps}")
+        if self.wsd_decay is not None and not 0 < self.wsd_decay <= 1 - self.warmup_steps / self.steps:
+            most = 1 - self.warmup_steps / self.steps
+            raise ValueError(f"expected wsd_decay above 0 and at most {most:g} (after warm-up), got {self.wsd_decay}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"expected ema_decay between 0 and 1, such as 0.999, got {self.ema_decay}")
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
         return learning_rate(
-            step, peak=self.lr, warmup_steps=self.warmup_steps, steps=self.steps, final_ratio=self.final_lr_ratio
-        )
+            step, peak=self.lr, warmup_steps=self.warmup_steps, steps=self.steps, final_ratio=self.final_lr_ratio,
+            wsd_decay=self.wsd_decay,
+        )  # fmt: skip
 
     def same_run(self) -> dict[str, Any]:
         """Return the settings that decide the resulting bits; a continued run must have the same."""
         names = ("steps", "lr", "warmup_steps", "final_lr_ratio", "weight_decay", "clip", "seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "wsd_decay", "ema_decay", "accumulate")}
+
+    def changed(self, before: Mapping[str, Any]) -> list[str]:
+        """Return the names of deciding settings that differ from a checkpoint's; what it lacks is at its default."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return [name for name, now in self.same_run().items() if before.get(name, defaults[name]) != now]
 
 
 @dataclass(frozen=True)
@@ -111,15 +130,23 @@ def step_seed(seed: int, step: int, purpose: str = "step") -> int:
 
 
 def train(
-    objective: Objective, config: LoopConfig, run_dir: Path, *, device: torch.device, dtype: torch.dtype
+    objective: Objective,
+    config: LoopConfig,
+    run_dir: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> Trained:
     """Train until `config.steps`, continuing from the last checkpoint in `run_dir`; leave `run_dir/pretrained_model`.
 
-    The objective's model is on `device`; `dtype` is that of autocast. Ctrl-C ends the step, checkpoints and raises
-    KeyboardInterrupt. ValueError on a loss or gradient that is not finite: the last checkpoint before it stays.
+    The objective's model is on `device`; `dtype` is that of autocast; `lr_scales` are factors of the learning rate by
+    parameter name (muP). Ctrl-C ends the step, checkpoints and raises KeyboardInterrupt. ValueError on a loss or
+    gradient that is not finite, before the weights are touched; it names the batch, and the last checkpoint stays.
     """
     model = objective.model
-    optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, scales=lr_scales)
+    units_per_step = objective.units_per_step * config.accumulate
     start, notes = _resume(run_dir, model, optimizer, objective, config)
     began = time.monotonic() - float(notes.get("seconds", 0.0))
     validation: dict[str, float] = notes.get("validation", {})
@@ -135,29 +162,36 @@ def train(
             torch.manual_seed(step_seed(config.seed, step))
             lr = config.learning_rate(step)
             set_learning_rate(optimizer, lr)
-            batch = objective.batch(step).to(device)
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss, extra = objective.loss(batch, step)
-            loss.backward()
+            losses: list[Tensor] = []
+            for index in range(step * config.accumulate, (step + 1) * config.accumulate):
+                batch = objective.batch(index).to(device)
+                with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                    loss, extra = objective.loss(batch, index)
+                (loss / config.accumulate).backward()
+                losses.append(loss.detach())
+                meter.add({"train/loss": loss} | {f"train/{key}": extra[key] for key in extra})
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            _check_finite(objective, step, losses, grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            meter.add({"train/loss": loss, "grad_norm": grad_norm} | {f"train/{key}": extra[key] for key in extra})
+            if config.ema_decay is not None:
+                update_average(optimizer, config.ema_decay)
+            meter.end_step({"grad_norm": grad_norm})
 
             done = step + 1
             stop = interrupted()
             save_due = stop or done == config.steps or done % config.checkpoint_every == 0
             if save_due or done % config.log_every == 0:
-                # Reading the numbers waits for the device, so not every step does; none is checkpointed unread.
-                values, step_s = meter.read(done)
-                speeds.append(objective.units_per_step / step_s)
+                values, step_s = meter.read()
+                speeds.append(units_per_step / step_s)
                 log.write(done, {**values, "lr": lr, f"{objective.unit}_per_s": speeds[-1]})
                 shown = f"loss {values['train/loss']:.3f}, {_short(speeds[-1])} {objective.unit}/s"
                 bar.set_postfix_str(shown, refresh=False)
             bar.update()
             with meter.paused():
                 if done == config.steps or done % config.eval_every == 0:
-                    validation = _validate(objective, device, dtype)
+                    with averaged(optimizer, config.ema_decay is not None):
+                        validation = _validate(objective, device, dtype)
                     log.write(done, {f"val/{name}": value for name, value in validation.items()})
                 if save_due:
                     notes = {
@@ -172,12 +206,11 @@ def train(
                     )  # fmt: skip
             if stop:
                 raise KeyboardInterrupt
-    checkpoint.publish(run_dir / "pretrained_model", objective.publish)
-    seconds, units = time.monotonic() - began, config.steps * objective.units_per_step
+    with averaged(optimizer, config.ema_decay is not None):
+        checkpoint.publish(run_dir / "pretrained_model", objective.publish)
+    seconds, units = time.monotonic() - began, config.steps * units_per_step
     speed = sorted(speeds)[len(speeds) // 2] if speeds else units / seconds
-    return Trained(
-        steps=config.steps, seconds=seconds, units=units, units_per_second=speed, validation=validation
-    )
+    return Trained(steps=config.steps, seconds=seconds, units=units, units_per_second=speed, validation=validation)
 
 
 def compiled(module: nn.Module, run_dir: Path) -> nn.Module:
@@ -198,14 +231,31 @@ def _resume(
         return 0, {}
     restored = checkpoint.restore(newest, model, optimizer)
     before, now = restored.notes["settings"], config.same_run()
-    if restored.notes["objective"] != objective.name or before != now:
-        changed = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key])
+    if restored.notes["objective"] != objective.name or config.changed(before):
+        changed = ", ".join(f"{key}: {before.get(key)} -> {now[key]}" for key in config.changed(before))
         raise ValueError(
             f"{newest} belongs to a training of {restored.notes['objective']} with other settings ({changed}); "
             "continue it with its own settings, or start a new run with run=<another folder>"
         )
     print(f"continuing from {newest} ({restored.step} of {config.steps} steps done)")
     return restored.step, restored.notes
+
+
+def _check_finite(objective: Objective, step: int, losses: list[Tensor], grad_norm: Tensor) -> None:
+    """Raise ValueError where a loss or the gradient is not finite; on a GPU this waits for the device once a step."""
+    *values, norm = torch.stack([*(loss.float() for loss in losses), grad_norm.float()]).tolist()
+    if math.isfinite(norm) and all(map(math.isfinite, values)):
+        return
+    first = step * len(losses)
+    bad = [first + index for index, value in enumerate(values) if not math.isfinite(value)]
+    what, value = ("train/loss", values[bad[0] - first]) if bad else ("grad_norm", norm)
+    batches = "; ".join(
+        f"batch {number}: {objective.name_batch(number)}" for number in bad or range(first, first + len(losses))
+    )
+    raise ValueError(
+        f"{what} became {value} in step {step + 1}, and nothing was updated; the last checkpoint is from before. Train "
+        f"with a lower lr, a longer warmup_steps or precision=fp32 in a new run folder. It was computed from {batches}"
+    )
 
 
 def _validate(objective: Objective, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
@@ -226,14 +276,19 @@ class _Meter:
 
     def restart(self) -> None:
         """Forget the sums and start the clock."""
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}
         self._steps = 0
         self._began = time.monotonic()
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add the scalars of one step."""
+        """Add the scalars of one batch."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=self._device)) + value.detach().float()
+            total, count = self._sums.get(name, (torch.zeros((), device=self._device), 0))
+            self._sums[name] = (total + value.detach().float(), count + 1)
+
+    def end_step(self, values: dict[str, Tensor]) -> None:
+        """Add the scalars of one step and count it."""
+        self.add(values)
         self._steps += 1
 
     @contextlib.contextmanager
@@ -243,16 +298,10 @@ class _Meter:
         yield
         self._began += time.monotonic() - paused_at
 
-    def read(self, step: int) -> tuple[dict[str, float], float]:
-        """Return means and seconds per step since the last reading; ValueError when loss or gradient is not finite."""
-        means = {name: float(value) / self._steps for name, value in self._sums.items()}
+    def read(self) -> tuple[dict[str, float], float]:
+        """Return means and seconds per step since the last reading; waits for the device."""
+        means = {name: float(total) / count for name, (total, count) in self._sums.items()}
         seconds = (time.monotonic() - self._began) / self._steps
-        for name in ("train/loss", "grad_norm"):
-            if not math.isfinite(means[name]):
-                raise ValueError(
-                    f"{name} became {means[name]} in steps {step - self._steps + 1} to {step}; the last checkpoint is "
-                    "from before. Train with a lower lr, a longer warmup_steps or precision=fp32 in a new run folder"
-                )
         self.restart()
         return means, seconds
 

@@ -68,6 +68,10 @@ class TotoObjective:
         """Return codes (B, T, P) int64 of step `step`."""
         return self._codes(self._training, step)
 
+    def name_batch(self, step: int) -> str:
+        """Name the windows of a training batch."""
+        return name_windows(self._tokens, self._training, step, self._batch_size)
+
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of codes (B, T, P)."""
         inputs, targets = self.model.pack(batch)
@@ -182,6 +186,10 @@ class MAEObjective:
         """Return frames (B, h, w, 3) uint8 of step `step`."""
         return read_frames(self._frames, self._training, step, self.units_per_step)
 
+    def name_batch(self, step: int) -> str:
+        """Name the frames of a training batch."""
+        return name_windows(self._frames, self._training, step, self.units_per_step)
+
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean squared error on hidden patches; which are hidden is a function of (seed, step)."""
         return self._forward(normalise_pixels(batch), noise=self.noise(batch, step)).loss, {}
@@ -260,6 +268,10 @@ class TokenizerObjective:
         """Return frames (B, h, w, 3) uint8 of step `step`."""
         return read_frames(self._frames, self._training, step, self.units_per_step)
 
+    def name_batch(self, step: int) -> str:
+        """Name the frames of a training batch."""
+        return name_windows(self._frames, self._training, step, self.units_per_step)
+
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the reconstruction loss; logs PSNR, and the use of the codebook by this batch.
 
@@ -297,6 +309,17 @@ class TokenizerObjective:
 def unit_images(frames: Tensor) -> Tensor:
     """Map uint8 frames (B, h, w, 3) to float32 (B, 3, h, w) in [0, 1], channels_last in memory."""
     return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def name_windows(store: TokenStore | FrameStore, sampler: ClipSampler, step: int, batch_size: int) -> str:
+    """Name the clip, first frame and stride of each window of a batch: "door.mp4 from frame 12 (stride 2), ..."."""
+    ends = np.asarray(store.clip_ends)
+    named = []
+    for start, stride in sampler.starts(step, batch_size):
+        clip = int(np.searchsorted(ends, start, side="right"))
+        inside = start - (int(ends[clip - 1]) if clip else 0)
+        named.append(f"{store.records[clip]['name']} from frame {inside} (stride {stride})")
+    return ", ".join(named)
 
 
 def batches_of(samples: int, sampler: ClipSampler | None, batch_size: int) -> int:
