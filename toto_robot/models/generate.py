@@ -46,7 +46,7 @@ def generate(
 
 @torch.no_grad()
 def surprise(model: Toto, codes: Tensor, *, on_frame: Callable[[], object] | None = None) -> Tensor:
-    """Return the negative log-likelihood (B, T, P) float32, in nats, of each token of codes (B, T, P), given all before.
+    """Return the negative log-likelihood in nats (B, T, P) float32 of each token of codes (B, T, P) given all before.
 
     The likelihood is over all ids, as in the training loss. Frames go through the ring of a stream, one a call, which
     equals the full forward at any length for the memory of one window.

@@ -10,16 +10,31 @@ import torch
 from torch import Tensor, nn
 
 from toto_robot import weights
+from toto_robot.models.llama import OWN_ENTRY, own_entry
+from toto_robot.models.llama import import_llama as import_llama  # the way back from export_llama
 from toto_robot.models.mae import MAEConfig, build_mae, mae_config
+from toto_robot.models.model_card import CARD_FILE, ModelCard
 from toto_robot.models.toto import Toto, TotoConfig
+from toto_robot.run_folder import write_text
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 
-def save_pretrained(model: nn.Module, folder: Path | str) -> None:
-    """Write a Toto or MAE model to `folder` as config.json ("model_type": "toto" or "mae") and model.safetensors."""
-    weights.write_model(Path(folder), describe(model), model.state_dict())
+def save_pretrained(model: nn.Module, folder: Path | str, card: ModelCard | None = None) -> None:
+    """Write a Toto or MAE model to `folder` as config.json ("model_type": "toto" or "mae") and model.safetensors.
+
+    With a card also README.md: what the model is, what it saw, how to load it.
+    """
+    description = describe(model)
+    weights.write_model(Path(folder), description, model.state_dict())
+    if card is not None:
+        write_text(Path(folder) / CARD_FILE, card.text(description, parameter_count(model)))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of trainable weights."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def from_pretrained(folder: Path | str, device: torch.device | str = "cpu") -> nn.Module:
@@ -36,7 +51,8 @@ def from_pretrained(folder: Path | str, device: torch.device | str = "cpu") -> n
     elif model_type == "mae":
         model = build_mae(_read(MAEConfig, config, folder))
     else:
-        raise ValueError(f"{folder} holds a model of type {model_type!r}; expected toto or mae")
+        advice = "; import_llama reads it" if model_type == "llama" else ""
+        raise ValueError(f"{folder} holds a model of type {model_type!r}; expected toto or mae{advice}")
     weights.read_weights(folder, model)
     return model.to(device).eval()
 
@@ -56,9 +72,10 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def export_llama(model: Toto) -> LlamaForCausalLM:
-    """Return the same function as a transformers LlamaForCausalLM (float32).
+    """Return the same function as a transformers LlamaForCausalLM (float32); its `save_pretrained` writes a folder.
 
     Equal up to `context_frames` frames; beyond, ours windows and LLaMA does not. `max_position_embeddings` says where.
+    The entry "toto" of its configuration keeps the rest of ours, so that `import_llama` brings the same model back.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -70,7 +87,7 @@ def export_llama(model: Toto) -> LlamaForCausalLM:
             max_position_embeddings=1 + config.context_frames * config.tokens_per_frame, rms_norm_eps=config.norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": config.rope_base}, tie_word_embeddings=False,
             attention_bias=False, mlp_bias=False, bos_token_id=config.start_video_id, eos_token_id=config.end_id,
-            pad_token_id=0,
+            pad_token_id=0, **{OWN_ENTRY: own_entry(config)},
         )
     )  # fmt: skip
     theirs.load_state_dict(llama_state(model))
