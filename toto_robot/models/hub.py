@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from toto_robot.models.llama import OWN_ENTRY, own_entry
 from toto_robot.models.llama import import_llama as import_llama  # the way back from export_llama
 from toto_robot.models.mae import MAEConfig, build_mae, mae_config
 from toto_robot.models.model_card import CARD_FILE, ModelCard
+from toto_robot.models.mup import attention_scale
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.run_folder import write_text
 
@@ -65,7 +67,8 @@ def fingerprint(model: nn.Module) -> str:
 def describe(model: nn.Module) -> dict[str, Any]:
     """Return what config.json says of a Toto or MAE model."""
     if isinstance(model, Toto):
-        return {"model_type": "toto", **asdict(model.config)}
+        told = {key: value for key, value in asdict(model.config).items() if value is not None}  # None: muP is off
+        return {"model_type": "toto", **told}
     if type(model).__name__ == "ViTMAEForPreTraining":  # by name: importing transformers takes seconds
         return {"model_type": "mae", **asdict(mae_config(model))}  # type: ignore[arg-type]
     raise ValueError(f"expected a Toto or a ViTMAEForPreTraining, got {type(model).__name__}")
@@ -95,8 +98,11 @@ def export_llama(model: Toto) -> LlamaForCausalLM:
 
 
 def llama_state(model: Toto) -> dict[str, Tensor]:
-    """Return the weights under the names of LlamaForCausalLM, fused projections split."""
-    state = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm.weight}
+    """Return the weights under the names of LlamaForCausalLM, fused projections split, muP's multipliers folded in."""
+    final_norm = model.norm.weight * model.norm.multiplier
+    state = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": final_norm}
+    scale = attention_scale(model.config)
+    query_scale = 1.0 if scale is None else scale * math.sqrt(model.config.width // model.config.heads)
     state["lm_head.weight"] = model.head.weight
     for index, block in enumerate(model.blocks):
         ours, name = dict(block.named_parameters()), f"model.layers.{index}."
@@ -104,7 +110,7 @@ def llama_state(model: Toto) -> dict[str, Tensor]:
         gate, up = ours["ffn.gate_up.weight"].chunk(2)
         state |= {
             name + "input_layernorm.weight": ours["attention_norm.weight"],
-            name + "self_attn.q_proj.weight": q,
+            name + "self_attn.q_proj.weight": q * query_scale,
             name + "self_attn.k_proj.weight": k,
             name + "self_attn.v_proj.weight": v,
             name + "self_attn.o_proj.weight": ours["attention.out.weight"],
