@@ -73,6 +73,14 @@ COMMANDS: dict[str, Command] = {
         "train a dVAE on the frames of a video folder or an episode store",
         ("train-tokenizer data=my_videos", "train-tokenizer data=my_videos steps=5000 vocab=8192"),
     ),
+    "import-tokenizer": Command(
+        "toto_robot.tokenizers.import_tokenizer:import_tokenizer",
+        "read OpenAI's dVAE or a taming VQGAN, without running the file, into a tokenizer folder",
+        (
+            "import-tokenizer source=dalle_files format=dalle out=tokenizers/dvae",
+            "import-tokenizer source=last.ckpt format=taming out=tokenizers/vqgan sha256=<64 hexadecimal digits>",
+        ),
+    ),
     "tokenize": Command(
         "toto_robot.data.tokenize:tokenize",
         "turn videos or an episode store into token shards",
