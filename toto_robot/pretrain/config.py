@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from toto_robot.models.mae import MAEConfig
+from toto_robot.models.mup import with_mup
 from toto_robot.models.presets import mae_preset, preset
 from toto_robot.models.toto import TotoConfig
 from toto_robot.pretrain.loop import LoopConfig
+from toto_robot.pretrain.resolution import at_resolution
 from toto_robot.tokenizers.dvae import dvae_preset
 
 _MAE = "mae_"  # of a model name: the rest is an MAE preset
@@ -40,6 +42,7 @@ _RECIPES = {
     ),
 }
 _LARGE = 768  # width from which the papers' recipes hold
+_TOTO_ONLY = ("start", "image_px", "window_frames", "rope_base", "mup_base", "batch_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +60,20 @@ class PretrainConfig:
     tokenizer_model: str = "dvae_nano"  # sizes of the tokenizer to train
     tokenizer_steps: int = 1100  # training steps of the tokenizer
     limit_frames: int | None = None  # use only that many frames
+    start: str | None = None  # pretrained_model folder whose weights are the first ones; null: drawn from the seed
+    image_px: int | None = None  # side of the frames, for the high-resolution stage; null: the preset's
+    window_frames: int | None = None  # frames in a sample; null: the preset's
+    rope_base: float | None = None  # base of the rotary positions; null: 10 000 (paper at 32x32 tokens: 50 000)
+    mup_base: str | None = None  # preset whose learning rate is right at every width (muP); null: standard
     steps: int | None = None  # training steps
     batch_size: int | None = None  # windows of frames (Toto) or images (MAE) a step
+    batch_tokens: int | None = None  # instead of batch_size: tokens a step (paper: 1048576)
+    micro_batch: int | None = None  # windows or images computed at once, gradients add up to batch_size; null: all
     lr: float | None = None  # peak learning rate
     warmup_steps: int | None = None  # linear warm-up
-    final_lr_ratio: float = 0.1  # last learning rate over the peak (cosine)
+    final_lr_ratio: float = 0.1  # last learning rate over the peak
+    wsd_decay: float | None = None  # share of the steps, the last, in which a constant rate falls (WSD); null: cosine
+    ema_decay: float | None = None  # of the moving average of the weights, which is then published; null: none
     weight_decay: float | None = None  # on matrices and tables
     clip: float = 1.0  # largest gradient norm
     strides: tuple[int, ...] = (1, 2)  # every how many-th frame a window takes
@@ -76,8 +88,15 @@ class PretrainConfig:
     keep_checkpoints: int = 2  # newest ones kept
 
     def __post_init__(self) -> None:
+        if self.is_mae and (given := [name for name in _TOTO_ONLY if getattr(self, name) is not None]):
+            raise ValueError(f"{', '.join(given)} change a Toto; {self.model} has its sizes from its preset")
         self.sizes()
+        for name in ("batch_size", "val_samples"):
+            if getattr(self.recipe(), name) < 1:
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         self.loop()
+        if self.start and not self.tokenizer:
+            raise ValueError(f"start={self.start} needs the tokenizer of its codes: tokenizer={self.start}/tokenizer")
         if self.data and self.frames:
             raise ValueError("give data or frames, not both")
         if self.tokens and not self.tokenizer:
@@ -88,9 +107,6 @@ class PretrainConfig:
             raise ValueError(f"expected strides of 1 or more, such as strides=[1,2], got {list(self.strides)}")
         if self.episodes < 2:
             raise ValueError(f"expected at least 2 episodes (one is held out), got {self.episodes}")
-        for name in ("batch_size", "val_samples"):
-            if getattr(self.recipe(), name) < 1:
-                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
         dvae_preset(self.tokenizer_model)
 
     @property
@@ -100,12 +116,22 @@ class PretrainConfig:
 
     def sizes(self) -> TotoConfig | MAEConfig:
         """Return the model's configuration; ValueError lists the names there are."""
-        return mae_preset(self.model.removeprefix(_MAE)) if self.is_mae else preset(self.model)
+        if self.is_mae:
+            return mae_preset(self.model.removeprefix(_MAE))
+        sizes = at_resolution(
+            preset(self.model), image_px=self.image_px, frames=self.window_frames, rope_base=self.rope_base
+        )
+        return with_mup(sizes, preset(self.mup_base)) if self.mup_base else sizes
 
     def recipe(self) -> Recipe:
         """Return the recipe of the model, changed by what was given."""
-        family = "mae" if self.is_mae else "toto"
-        found = _RECIPES[f"{family} large" if self.sizes().width >= _LARGE else family]
+        sizes, family = self.sizes(), "mae" if self.is_mae else "toto"
+        found = _recipe_of(family, sizes.width)
+        if self.mup_base:
+            found = replace(found, lr=_recipe_of(family, preset(self.mup_base).width).lr)
+        if self.batch_tokens is not None:
+            assert isinstance(sizes, TotoConfig)
+            found = replace(found, batch_size=self._windows_of(self.batch_tokens, sizes))
         given = {name: getattr(self, name) for name in asdict(found) if getattr(self, name) is not None}
         if "steps" in given and "warmup_steps" not in given:  # a short trial keeps the proportion
             given["warmup_steps"] = min(found.warmup_steps, given["steps"] // 10)
@@ -125,9 +151,37 @@ class PretrainConfig:
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
             eval_every=self.eval_every,
+            wsd_decay=self.wsd_decay,
+            ema_decay=self.ema_decay,
+            accumulate=recipe.batch_size // self.computed_at_once(),
         )
+
+    def computed_at_once(self) -> int:
+        """Return how many windows or images one forward pass takes; ValueError where they do not divide the batch."""
+        batch_size = self.recipe().batch_size
+        if self.micro_batch is None:
+            return batch_size
+        if self.micro_batch < 1 or batch_size % self.micro_batch:
+            raise ValueError(f"expected micro_batch to divide batch_size {batch_size}, got {self.micro_batch}")
+        return self.micro_batch
+
+    def _windows_of(self, tokens: int, sizes: TotoConfig) -> int:
+        """Return how many windows hold so many tokens; ValueError names the nearest number below that fits."""
+        window = sizes.frames * sizes.tokens_per_frame
+        if self.batch_size is not None:
+            raise ValueError("give batch_size or batch_tokens, not both")
+        if tokens < window or tokens % window:
+            fits = max(1, tokens // window) * window
+            raise ValueError(
+                f"expected batch_tokens as a multiple of the {window} of a window, such as {fits}, got {tokens}"
+            )
+        return tokens // window
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the result, as JSON gives them back."""
         settings = {key: value for key, value in asdict(self).items() if key not in self.MAY_CHANGE}
         return {**settings, "strides": list(self.strides)}
+
+
+def _recipe_of(family: str, width: int) -> Recipe:
+    return _RECIPES[f"{family} large" if width >= _LARGE else family]

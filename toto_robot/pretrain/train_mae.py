@@ -39,7 +39,7 @@ def train_mae(config: PretrainConfig, run_dir: Path, stages: Stages, frames: Fra
             frames,
             training=training,
             held_out=held_out,
-            batch_size=config.recipe().batch_size,
+            batch_size=config.computed_at_once(),
             seed=config.seed,
             forward=forward,
         )

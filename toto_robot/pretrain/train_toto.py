@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from toto_robot.data.tokens import TokenStore
 from toto_robot.encoders.base import autocast, resolve_precision
 from toto_robot.models.generate import generate
 from toto_robot.models.hub import from_pretrained
+from toto_robot.models.mup import learning_rate_scales
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.clips import Division, divide
 from toto_robot.pretrain.config import PretrainConfig
@@ -20,6 +22,7 @@ from toto_robot.pretrain.loop import Objective, compiled, train
 from toto_robot.pretrain.objectives import TotoObjective, unigram_nats
 from toto_robot.pretrain.optim import choose_device, choose_precision
 from toto_robot.pretrain.pictures import draw_loss, draw_rows
+from toto_robot.pretrain.resolution import start_from
 from toto_robot.pretrain.stages import Stages
 from toto_robot.run_folder import write_json
 from toto_robot.tokenizers.load import AnyTokenizer, load_tokenizer
@@ -49,16 +52,20 @@ def train_toto(
             tokens,
             training=training,
             held_out=held_out,
-            batch_size=config.recipe().batch_size,
+            batch_size=config.computed_at_once(),
             tokenizer_dir=tokenizer_dir,
             forward=forward,
         )
 
     def work() -> dict[str, Any]:
         device = choose_device(config.device)
-        model = Toto(sizes, generator=torch.Generator().manual_seed(config.seed)).to(device)
+        model = Toto(sizes, generator=torch.Generator().manual_seed(config.seed))
+        if config.start:
+            start_from(model, Path(config.start), tokenizer_dir)
+        model.to(device)
         forward = compiled(model, run_dir) if config.compile else None
-        return run_loop(config, run_dir, objective(model, forward), device)
+        lr_scales = learning_rate_scales(model.named_parameters(), sizes)
+        return run_loop(config, run_dir, objective(model, forward), device, lr_scales)
 
     trained = stages.run("train", work)
     validated = stages.run(
@@ -68,9 +75,16 @@ def train_toto(
     return {**trained, **validated}
 
 
-def run_loop(config: PretrainConfig, run_dir: Path, objective: Objective, device: torch.device) -> dict[str, Any]:
+def run_loop(
+    config: PretrainConfig,
+    run_dir: Path,
+    objective: Objective,
+    device: torch.device,
+    lr_scales: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
     """Do the stage that trains; return its summary."""
-    trained = train(objective, config.loop(), run_dir, device=device, dtype=choose_precision(config.precision, device))
+    dtype = choose_precision(config.precision, device)
+    trained = train(objective, config.loop(), run_dir, device=device, dtype=dtype, lr_scales=lr_scales)
     unit, seen = objective.unit, trained.units
     parameters = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
     return {
