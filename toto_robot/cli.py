@@ -95,6 +95,14 @@ COMMANDS: dict[str, Command] = {
             "pretrain model=mae_nano frames=outputs/pretrain/toto/frames run=outputs/pretrain/mae",
         ),
     ),
+    "generate": Command(
+        "toto_robot.pretrain.generate:generate_command",
+        "continue videos with a trained Toto, beside the truth; where the truth surprised it",
+        (
+            "generate model=outputs/pretrain/toto/pretrained_model data=my_videos prompt_frames=4 frames=12",
+            "generate model=outputs/pretrain/toto/pretrained_model data=clip.mp4 clips=1 temperature=0.8 top_p=0.95",
+        ),
+    ),
     "train-policy": Command(
         "policies.train:train_policy",
         "behaviour cloning on frozen features, then evaluation on held-out seeds",

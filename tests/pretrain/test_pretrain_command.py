@@ -55,6 +55,10 @@ def test_the_run_folder_holds_what_the_contract_says(trained):
         assert (trained / name).read_bytes().startswith(b"\x89PNG"), name
     assert (trained / "checkpoints" / "last").readlink().name == "000003"
     assert [line["step"] for line in read_metrics(trained) if "val/loss" in line] == [3]
+    card = (trained / "pretrained_model" / "README.md").read_text()
+    loss = f"| loss | {summary['val_loss']} nats per token"
+    for words in ("| parameters | 5,641,472 |", "| tokens seen | 3,072 |", loss):
+        assert words in card
 
 
 @pytest.mark.e2e
@@ -91,6 +95,7 @@ def test_mae_trains_on_the_same_frames(trained, tmp_path):
     summary = json.loads((tmp_path / "mae" / "summary.json").read_text())
     assert set(summary["minutes"]) == {"train", "validate", "pictures"}
     assert summary["images_seen"] == 8
+    assert "| images seen | 8 |" in (tmp_path / "mae" / "pretrained_model" / "README.md").read_text()
     assert (tmp_path / "mae" / "reconstructions.png").exists()
 
 

@@ -15,6 +15,7 @@ from toto_robot.data.tokens import TokenStore
 from toto_robot.encoders.base import resolve_precision
 from toto_robot.models.mae import MAEConfig
 from toto_robot.models.toto import TotoConfig
+from toto_robot.pretrain.card import write_card
 from toto_robot.pretrain.config import PretrainConfig
 from toto_robot.pretrain.optim import choose_device
 from toto_robot.pretrain.stages import Stages
@@ -28,18 +29,20 @@ from toto_robot.tokenizers.load import AnyTokenizer, load_tokenizer
 def pretrain(config: PretrainConfig, run_dir: Path) -> int:
     """Train Toto on videos, or MAE on the same frames; the same command continues after a kill.
 
-    Leaves `pretrained_model/` (what policies take as encoder), `summary.json`, `loss.png`, and `continuation.png` or
-    `reconstructions.png`. Without data it records its own in simulation.
+    Leaves `pretrained_model/` (what policies take as encoder, with a model card), `summary.json`, `loss.png`, and
+    `continuation.png` or `reconstructions.png`. Without data it records its own in simulation.
     """
     stages = Stages(run_dir, config.deciding())
     frames = None if config.tokens and not config.frames else _frames(config, run_dir, stages)
     if config.is_mae:
         assert frames is not None
         found = train_mae(config, run_dir, stages, frames)
+        write_card(config, run_dir, found, frames)
     else:
         tokenizer_dir = _tokenizer_dir(config, run_dir, stages, frames)
         tokens = _tokens(config, run_dir, stages, frames, tokenizer_dir)
         found = train_toto(config, run_dir, stages, tokens, tokenizer_dir, frames)
+        write_card(config, run_dir, found, tokens)
     summary = {"model": config.model, **found, "minutes": stages.minutes, "settings": config.deciding()}
     write_json(run_dir / "summary.json", {key: value for key, value in summary.items() if key != "summary"})
     print(f"model in {run_dir / 'pretrained_model'}, {sum(stages.minutes.values()):.1f} min in all")

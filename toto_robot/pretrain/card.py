@@ -1,0 +1,79 @@
+"""What does `toto_robot pretrain` write on the card of the model that it made?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toto_robot.data.frames import FrameStore
+from toto_robot.data.tokens import TokenStore
+from toto_robot.models.compute import mae_training_flops, toto_training_flops
+from toto_robot.models.mae import MAEConfig
+from toto_robot.models.model_card import CARD_FILE, ModelCard
+from toto_robot.pretrain.config import PretrainConfig
+from toto_robot.run_folder import git_commit, read_json, write_text
+from toto_robot.weights import read_config
+
+
+def write_card(config: PretrainConfig, run_dir: Path, found: Mapping[str, Any], store: FrameStore | TokenStore) -> Path:
+    """Write README.md beside the published weights; a rerun writes the same. `found` is what the stages found out."""
+    sizes = config.sizes()
+    unit = "images" if isinstance(sizes, MAEConfig) else "tokens"
+    seen = int(found[f"{unit}_seen"])
+    recorded = not (config.data or config.frames or config.tokens)
+    records = store.records
+    card = ModelCard(
+        data="scripted FrankaPick episodes of our simulation" if recorded else _named(config),
+        data_sha256=hashlib.sha256(repr([(r["name"], r.get("pixels_sha256")) for r in records]).encode()).hexdigest(),
+        clips=len(records),
+        data_frames=int(store.clip_ends[-1]),
+        hours=_hours(records),
+        seen=seen,
+        unit=unit,
+        steps=int(found["steps"]),
+        flops=mae_training_flops(sizes, seen) if isinstance(sizes, MAEConfig) else toto_training_flops(sizes, seen),
+        commit=_commit(run_dir),
+        seed=config.seed,
+        validation=_validation(found, config.val_fraction),
+        licence="apache-2.0" if recorded else None,  # what strangers' videos allow, only they can say
+    )
+    folder = run_dir / "pretrained_model"
+    write_text(folder / CARD_FILE, card.text(read_config(folder), int(found["parameters"])))
+    return folder / CARD_FILE
+
+
+def _named(config: PretrainConfig) -> str:
+    """Name the data without the folders above it: a card travels, the machine's paths do not."""
+    given = [(kind, getattr(config, kind)) for kind in ("data", "frames", "tokens")]
+    return ", ".join(f"{kind} {Path(path).resolve().name}" for kind, path in given if path)
+
+
+def _hours(records: list[dict[str, Any]]) -> float | None:
+    """Return the hours of all clips; None where the rate of one is not known."""
+    if not all(record.get("fps") for record in records):
+        return None
+    return float(sum(record["frames"] / record["fps"] for record in records)) / 3600
+
+
+def _commit(run_dir: Path) -> str | None:
+    """Return the commit that the run began with."""
+    begun = run_dir / "provenance.json"
+    return read_json(begun).get("commit") if begun.is_file() else git_commit()
+
+
+def _validation(found: Mapping[str, Any], val_fraction: float) -> dict[str, object]:
+    if found.get("val_loss") is None:
+        return {}
+    held_out = {"held out": f"{val_fraction:.0%} of the videos or episodes"}
+    if "val_unigram" not in found:
+        return {**held_out, "loss": f"{found['val_loss']} squared error on hidden, normalised patches"}
+    return {
+        **held_out,
+        "loss": f"{found['val_loss']} nats per token, {found['val_windows']} windows",
+        "of the first, of the last frame": f"{found['val_first_frame']}, {found['val_last_frame']} nats per token",
+        "entropy of single tokens": f"{found['val_unigram']} nats",
+        "most likely token is right": f"{found['val_accuracy']}, from the second frame on",
+        "copying the frame before is right": f"{found['val_copy_accuracy']}",
+    }
