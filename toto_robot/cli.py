@@ -78,7 +78,7 @@ COMMANDS: dict[str, Command] = {
         "read OpenAI's dVAE or a taming VQGAN, without running the file, into a tokenizer folder",
         (
             "import-tokenizer source=dalle_files format=dalle out=tokenizers/dvae",
-            "import-tokenizer source=last.ckpt format=taming out=tokenizers/vqgan sha256=<64 hexadecimal digits>",
+            "import-tokenizer source=last.ckpt format=taming out=tokenizers/vqgan",
         ),
     ),
     "tokenize": Command(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from toto_robot.tokenizers.import_tokenizer import read_taming
 from toto_robot.tokenizers.vqgan import VQGAN, VQGANConfig, frames_to_input, vqgan_preset
 
 SMALL = VQGANConfig(name="test", vocab=64, width=32, multipliers=(1, 1, 2, 2, 4), latent_width=24, code_width=12)
@@ -73,7 +76,7 @@ def taming_reference(config: VQGANConfig) -> TamingVQModel:
 
 @torch.no_grad()
 @pytest.mark.parametrize("config", [SMALL, SHALLOW], ids=["f16", "f4"])
-def test_tamings_weights_give_the_same_latents_codes_and_pictures(config: VQGANConfig) -> None:
+def test_tamings_weights_give_the_same_latents_codes_and_pictures(config: VQGANConfig, tmp_path: Path) -> None:
     reference = taming_reference(config)
     ours = VQGAN(config).eval()
     ours.load_state_dict(reference.state_dict())  # strict: the same names and shapes
@@ -86,6 +89,10 @@ def test_tamings_weights_give_the_same_latents_codes_and_pictures(config: VQGANC
     torch.testing.assert_close(ours.pixels(codes), picture, atol=1e-4, rtol=1e-4)
     expected = (picture.clamp(-1, 1) + 1) * 127.5
     assert (ours.decode(codes).permute(0, 3, 1, 2).float() - expected).abs().max() <= 0.51
+    torch.save({"state_dict": {**reference.state_dict(), "loss.logvar": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    read, _ = read_taming(tmp_path)
+    assert replace(read.config, name="test") == config  # told by names and shapes alone
+    assert torch.equal(read.encode(frames), codes)
 
 
 @pytest.mark.parametrize("name", ["vqgan_1024", "vqgan_16384"])

@@ -18,7 +18,10 @@ import torch
 
 # What published checkpoints name. Nothing of it is imported or called; the list is there to notice a hostile file.
 _PACKAGES = {"torch", "dall_e", "taming", "pytorch_lightning", "lightning", "omegaconf", "numpy"}
-_STANDARD = {"collections": {"OrderedDict", "defaultdict", "Counter", "deque"}, "argparse": {"Namespace"}}
+_STANDARD = {
+    "collections": {"OrderedDict", "defaultdict", "Counter", "deque"}, "argparse": {"Namespace"}, "typing": {"Any"},
+    "pathlib": {"Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
+}  # fmt: skip
 _DATA_TYPES = {"set", "frozenset", "list", "dict", "tuple", "int", "float", "bool", "str", "bytes", "bytearray",
                "complex", "slice", "range", "object"}  # fmt: skip
 
