@@ -36,8 +36,13 @@ def test_the_card_says_what_the_run_knows(tmp_path: Path) -> None:
         "5% of the videos or episodes",
     ):  # fmt: skip
         assert words in text, words
-    assert str(tmp_path) not in text
+    assert "| first weights | random |" in text and str(tmp_path) not in text
     assert text == card(tmp_path, data=str(tmp_path / "kitchen videos"), seed=3)  # a rerun writes the same
+
+
+def test_a_later_stage_says_where_its_weights_come_from(tmp_path: Path) -> None:
+    text = card(tmp_path, data="videos", start=str(tmp_path / "first_stage"), tokenizer="tokenizer")
+    assert "| first weights | first_stage, whose training is not counted below |" in text
 
 
 def test_what_was_recorded_in_simulation_has_a_licence_and_what_was_not_measured_says_so(tmp_path: Path) -> None:

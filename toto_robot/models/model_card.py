@@ -41,6 +41,7 @@ class ModelCard:
     """What is worth knowing of a training; None where it is not known."""
 
     data: str  # what it was trained on, in words
+    started_from: str | None = None  # model whose weights were the first ones; what it saw and cost is not counted here
     data_sha256: str | None = None  # of what was read
     clips: int | None = None
     data_frames: int | None = None
@@ -81,6 +82,9 @@ class ModelCard:
             None if self.hours is None else f"{self.hours:.2f} hours",
         ]
         return {
+            "first weights": f"{self.started_from}, whose training is not counted below"
+            if self.started_from
+            else "random",
             "data": self.data,
             "amount": ", ".join(amount for amount in amounts if amount) or "unknown",
             "SHA-256 of the data": self.data_sha256 or "unknown",

@@ -26,6 +26,7 @@ def write_card(config: PretrainConfig, run_dir: Path, found: Mapping[str, Any], 
     records = store.records
     card = ModelCard(
         data="scripted FrankaPick episodes of our simulation" if recorded else _named(config),
+        started_from=Path(config.start).resolve().name if config.start else None,
         data_sha256=hashlib.sha256(repr([(r["name"], r.get("pixels_sha256")) for r in records]).encode()).hexdigest(),
         clips=len(records),
         data_frames=int(store.clip_ends[-1]),
