@@ -51,6 +51,31 @@ class Goal:
     phase: str
 
 
+class Disturbance:
+    """What is added to the six arm entries of an executed action: white noise, and a shove now and then."""
+
+    def __init__(self, *, seed: int, noise: float, rate_hz: float) -> None:
+        if not 0.0 <= noise <= 1.0:
+            raise ValueError(f"noise is a standard deviation on actions in [-1, 1]: 0..1, got {noise}")
+        self._noise, self._rate_hz = noise, rate_hz
+        self._random = np.random.default_rng(seed)
+        self._shove = np.zeros(6)
+        self._shove_steps = 0  # that are left of the present shove
+
+    def apply(self, clean: Floats) -> Floats:
+        """Return a clean action (7,) with this step's noise, clipped to [-1, 1]; the gripper entry stays."""
+        random = self._random
+        white, start, direction = random.standard_normal(6), random.random(), random.standard_normal(6)
+        if self._shove_steps > 0:
+            self._shove_steps -= 1
+        elif start < SHOVES_PER_S / self._rate_hz:
+            self._shove, self._shove_steps = SHOVE_GAIN * self._noise * direction, round(SHOVE_S * self._rate_hz)
+        executed = clean.copy()
+        executed[:6] += self._noise * white + (self._shove if self._shove_steps else 0.0)
+        executed[:6] = np.clip(executed[:6], -1.0, 1.0)
+        return executed
+
+
 class Expert:
     """Follows a plan, a function from the environment's present state to a goal; in `ee_delta`.
 
@@ -60,37 +85,21 @@ class Expert:
     def __init__(self, env: RobotEnv, plan: Callable[[RobotEnv], Goal], *, seed: int, noise: float) -> None:
         if env.task_spec.action_mode != "ee_delta":
             raise ValueError("the expert acts in action_mode 'ee_delta'; make the environment with it")
-        if not 0.0 <= noise <= 1.0:
-            raise ValueError(f"noise is a standard deviation on actions in [-1, 1]: 0..1, got {noise}")
-        self._env, self._plan, self._noise = env, plan, noise
-        self._random = np.random.default_rng(seed)
-        self._shove = np.zeros(6)
-        self._shove_steps = 0  # that are left of the present shove
+        self._env, self._plan = env, plan
+        self._disturbance = Disturbance(seed=seed, noise=noise, rate_hz=env.preset.control_rate_hz)
         preset = env.preset
         self._gain = LAG_GAIN * preset.servo_kp_nm_rad / (preset.servo_kd_nms_rad * preset.control_rate_hz)
 
     def act(self) -> ExpertAction:
         """Return the action for the environment's present state, and the same with this expert's noise."""
         clean, phase = self._clean()
-        executed = clean.copy()
-        executed[:6] = np.clip(clean[:6] + self._disturbance(), -1.0, 1.0)
+        executed = self._disturbance.apply(clean)
         return ExpertAction(clean.astype(np.float32), executed.astype(np.float32), phase)
 
     def label(self) -> tuple[npt.NDArray[np.float32], str]:
         """Return the clean action for the environment's present state, whoever led there, and the phase; no noise."""
         clean, phase = self._clean()
         return clean.astype(np.float32), phase
-
-    def _disturbance(self) -> Floats:
-        """Draw white noise, and begin, hold or end a shove."""
-        rate_hz = self._env.preset.control_rate_hz
-        random = self._random
-        white, start, direction = random.standard_normal(6), random.random(), random.standard_normal(6)
-        if self._shove_steps > 0:
-            self._shove_steps -= 1
-        elif start < SHOVES_PER_S / rate_hz:
-            self._shove, self._shove_steps = SHOVE_GAIN * self._noise * direction, round(SHOVE_S * rate_hz)
-        return self._noise * white + (self._shove if self._shove_steps else 0.0)
 
     def _clean(self) -> tuple[Floats, str]:
         goal = self._plan(self._env)

@@ -34,7 +34,7 @@ class PickPlan:
         data, scene = env.data, env.scene
         cube_body = scene.bodies["cube"]
         cube = (data.xpos[cube_body] - scene.base_position_m) @ scene.base_rotation
-        yaw = _cube_yaw(scene.base_rotation.T @ data.xmat[cube_body].reshape(3, 3))
+        yaw = cube_yaw(scene.base_rotation.T @ data.xmat[cube_body].reshape(3, 3))
         hand, rotation = env.hand_pose()
         half, gap = self.cube_side_m / 2, opening_m(scene, data) / 2
         offset = hand - cube
@@ -95,7 +95,7 @@ class DrawerPlan:
         return Goal(handle - back * wanted[:, 2], wanted, -1.0, "reach" if back > 0.02 else "approach")
 
 
-def _cube_yaw(rotation: Floats) -> float:
+def cube_yaw(rotation: Floats) -> float:
     """Return the cube's yaw modulo 90 degrees, rad in [-pi/4, pi/4)."""
     yaw = float(np.arctan2(rotation[1, 0], rotation[0, 0]))
     return (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4

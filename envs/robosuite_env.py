@@ -120,7 +120,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self._substeps: FastSubsteps | None = None
         self._steps = self._episode_seed = 0
         self._latched = self._succeeds = False
-        self.task_spec = self._spec(preset, action_mode if controller is None else "robosuite", names)
+        given = {"robots": robots, "controller": controller, "robosuite_options": robosuite_options}
+        options = {key: value for key, value in given.items() if value is not None}
+        self.task_spec = self._spec(preset, action_mode if controller is None else "robosuite", names, options)
         low, high = (np.asarray(bound, np.float32) for bound in self.robosuite.action_spec)
         self.action_space = spaces.Box(low, high, dtype=np.float32)
         self.observation_space = self._observation_space()
@@ -327,7 +329,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
             entries["pixels"] = spaces.Dict({name: spaces.Box(0, 255, shape, np.uint8) for name in self._cameras})
         return spaces.Dict(entries)
 
-    def _spec(self, preset: str, action_mode: str, robots: tuple[str, ...]) -> TaskSpec:
+    def _spec(self, preset: str, action_mode: str, robots: tuple[str, ...], options: dict[str, Any]) -> TaskSpec:
         names, units, scale = action_layout(self.robosuite)
         low, high = self.robosuite.action_spec
         proprio_names, proprio_units = proprio_layout(self.robosuite)
@@ -348,6 +350,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
             cameras=self._cameras,
             image_size=self._image_size,
             scene_hash=self._digest,
+            options=options or None,
         )
 
 

@@ -6,17 +6,16 @@ state that noise has led to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import mujoco
 import numpy as np
-import numpy.typing as npt
+
+from envs.experts import Disturbance, ExpertAction, pointing, rotation_vector
+from envs.meshes import Floats
+from envs.plans import cube_yaw
 
 if TYPE_CHECKING:
     from envs.robosuite_env import RobosuiteEnv
-
-Floats = npt.NDArray[np.float64]
 
 HOVER_M = 0.08  # above the cube's centre while the hand is not over it
 LIFT_M = 0.15  # goal above the hand while it lifts
@@ -24,15 +23,6 @@ FUNNEL_SLOPE = 2.0  # height (m) above the cube a metre of misplacement
 CLOSE_WITHIN_M = 0.012
 OPEN_M = 0.06  # finger to finger: wide enough for the cube, whose side is at most 4.4 cm
 GAIN = 1.5  # of the error that one step asks for; the controller covers about a quarter of it
-
-
-@dataclass(frozen=True)
-class ExpertAction:
-    """One decision: the label, what to execute, and the phase's name."""
-
-    clean: npt.NDArray[np.float32]  # (7,)
-    executed: npt.NDArray[np.float32]  # (7,) clean + noise on the six arm entries, clipped
-    phase: str
 
 
 class LiftExpert:
@@ -43,10 +33,8 @@ class LiftExpert:
         if (spec.env_id, spec.robot, spec.action_mode) != ("robosuite/Lift", "Panda", "ee_delta"):
             made = f"{spec.env_id} with {spec.robot} in {spec.action_mode}"
             raise ValueError(f"a scripted expert exists for robosuite/Lift with Panda in ee_delta only, not for {made}")
-        if not 0.0 <= noise <= 1.0:
-            raise ValueError(f"noise is a standard deviation on actions in [-1, 1]: 0..1, got {noise}")
-        self._env, self._noise = env, noise
-        self._random = np.random.default_rng(seed)
+        self._env = env
+        self._disturbance = Disturbance(seed=seed, noise=noise, rate_hz=spec.control_rate_hz)
         self._scale = np.array(spec.action_scale[:6])
 
     def act(self) -> ExpertAction:
@@ -57,8 +45,7 @@ class LiftExpert:
         for part in (delta[:3], delta[3:]):
             part /= max(1.0, float(np.abs(part).max()))  # slower, not bent
         clean = np.append(delta, gripper)
-        executed = clean.copy()
-        executed[:6] = np.clip(clean[:6] + self._noise * self._random.standard_normal(6), -1.0, 1.0)
+        executed = self._disturbance.apply(clean)
         return ExpertAction(clean.astype(np.float32), executed.astype(np.float32), phase)
 
     def _hand(self) -> tuple[Floats, Floats]:
@@ -72,7 +59,7 @@ class LiftExpert:
         data = env.sim.data._data
         hand, rotation = self._hand()
         cube = data.xpos[env.cube_body_id]
-        turn = _rotation_vector(_down(data.xmat[env.cube_body_id].reshape(3, 3)) @ rotation.T)
+        turn = rotation_vector(pointing(cube_yaw(data.xmat[env.cube_body_id].reshape(3, 3)), 0.0) @ rotation.T)
         offset, angle_rad = hand - cube, float(np.linalg.norm(turn))
         aside, opening_m = float(np.linalg.norm(offset[:2])), self._opening_m()
         near = aside < CLOSE_WITHIN_M and abs(offset[2]) < CLOSE_WITHIN_M and angle_rad < 0.3
@@ -88,18 +75,3 @@ class LiftExpert:
         env = self._env.robosuite
         left, right = env.robots[0]._ref_gripper_joint_pos_indexes["right"]
         return abs(float(env.sim.data.qpos[left] - env.sim.data.qpos[right]))
-
-
-def _down(cube: Floats) -> Floats:
-    """Return a rotation pointing down whose fingers, which open along y, meet two faces of the cube."""
-    yaw = np.arctan2(cube[1, 0], cube[0, 0])
-    yaw = (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4
-    c, s = np.cos(yaw), np.sin(yaw)
-    return np.array([[c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, -1.0]])
-
-
-def _rotation_vector(rotation: Any) -> Floats:
-    quaternion, vector = np.zeros(4), np.zeros(3)
-    mujoco.mju_mat2Quat(quaternion, np.ascontiguousarray(rotation).reshape(9))
-    mujoco.mju_quat2Vel(vector, quaternion, 1.0)
-    return vector

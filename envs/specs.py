@@ -92,6 +92,7 @@ class TaskSpec:
     image_size: int
     scene_hash: str
     randomization: dict[str, float] | None = None  # axis to strength
+    options: dict[str, Any] | None = None  # further arguments that the environment was made with
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists, strings and numbers, ready for JSON."""

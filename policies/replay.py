@@ -125,7 +125,7 @@ def _require_states(recording: Recording) -> None:
 
 
 def _environment(recording: Recording) -> Any:
-    wanted = ("preset", "action_mode", "randomize")
+    wanted = ("preset", "action_mode", "randomize", *(recording.env.get("options") or {}))
     settings = {key: value for key, value in settings_of(recording.env).items() if key in wanted}
     obs_mode = {"obs_mode": "proprio"} if settings else {}
     environment = make_environment(str(recording.env["env_id"]), **settings, **obs_mode)

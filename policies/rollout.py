@@ -147,6 +147,7 @@ def environment_settings(policy: Policy, videos: bool = False) -> dict[str, Any]
         "image_size": task["image_size"],
         "action_mode": task["action_mode"],
         "preset": task["preset"],
+        **(task.get("options") or {}),
     }
 
 

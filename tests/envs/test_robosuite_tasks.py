@@ -302,7 +302,9 @@ def test_task_spec_names_what_comes_out(make: Make) -> None:
     cube = data.body_xpos[env.robosuite.cube_body_id]
     assert observation["state"][len(proprio) : len(proprio) + 3] == pytest.approx(cube, abs=1e-6)
     assert info["success"] is False and info["reward_terms"] == {"task": 0.0}
-    assert make("Lift", robots="IIWA").task_spec.proprio_units[14 + 7] == "rad", "the Robotiq's joints turn"
+    other = make("Lift", robots="IIWA").task_spec
+    assert other.proprio_units[14 + 7] == "rad", "the Robotiq's joints turn"
+    assert other.options == {"robots": "IIWA"} and spec.options is None, "what rollouts and replays make it with"
 
 
 def test_observations_belong_to_the_state_that_the_step_reached(make: Make) -> None:

@@ -24,7 +24,7 @@ def settings_of(env: Mapping[str, Any]) -> dict[str, Any]:
         settings.pop("image_size", None)
     if env.get("randomization"):
         settings["randomize"] = env["randomization"]  # the seed of an episode then decides what it was
-    return settings
+    return {**settings, **(env.get("options") or {})}
 
 
 def seed_of(meta: Mapping[str, Any], index: int) -> int:
