@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.models.small import CONFIG, codes, make
 from toto_robot.models.hub import export_llama, from_pretrained, import_llama, save_pretrained
+from toto_robot.models.mup import with_mup
 
 SIZES = {
     "vocab_size": 24, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -69,6 +70,18 @@ def test_there_and_back_is_the_same_model(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
     save_pretrained(again, tmp_path / "ours")
     assert from_pretrained(tmp_path / "ours").config == model.config  # type: ignore[comparison-overlap]
+
+
+@torch.no_grad()
+def test_a_mup_model_comes_back_as_the_same_function_without_mup(tmp_path: Path) -> None:
+    base = replace(CONFIG, context_frames=8)
+    model = make(with_mup(base, replace(base, width=16, heads=2)))
+    export_llama(model).save_pretrained(tmp_path)
+    again = import_llama(tmp_path)
+    assert again.config == base != model.config
+    ids = model.pack(codes(2, 8))[0]
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(again.head.weight * again.norm.weight, model.head.weight * model.norm.weight)
 
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
