@@ -19,8 +19,9 @@ from toto_robot.data.sources import find_sources
 from toto_robot.models.generate import surprise
 from toto_robot.models.hub import from_pretrained, save_pretrained
 from toto_robot.models.toto import Toto
+from toto_robot.pretrain.continuation import GenerateConfig
 from toto_robot.pretrain.films import film, heat, scale_bar
-from toto_robot.pretrain.generate import GenerateConfig, generate_command
+from toto_robot.pretrain.generate import generate_command
 from toto_robot.tokenizers.dvae import DVAE, load_dvae, save_dvae
 
 SHORT: dict[str, Any] = {
@@ -90,7 +91,7 @@ def test_a_run_goes_on_with_the_clip_it_was_stopped_in(
         return surprise(*arguments, **named)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("toto_robot.pretrain.generate.surprise", stopped)
+        patched.setattr("toto_robot.pretrain.continuation.surprise", stopped)
         generate_command(config(made), tmp_path / "resumed")
     first = next((tmp_path / "resumed").glob("00_*/surprise.json"))
     written = first.stat().st_mtime_ns
