@@ -121,7 +121,7 @@ FRANKA_CABINET = CabinetTask(
     around_scale=1.0,
     hold_scale=3.0,
     must_hold=True,
-    plan=DrawerPlan(pitch_rad=(1.2, 0.7), yaw_rad=np.pi / 2, bar_m=(0.010, 0.030)),
+    plan=DrawerPlan(pitch_rad=(1.2, 0.7), yaw_rad=np.pi / 2, bar_m=(0.010, 0.040)),
 )
 
 # Three fingers earn 0.04 each and the thumb 0.08, as in KukaPick; PixMC scales "around" and "held" by zero here, and
@@ -134,7 +134,7 @@ KUKA_CABINET = CabinetTask(
     around_scale=0.0,
     hold_scale=0.0,
     must_hold=False,
-    plan=DrawerPlan(pitch_rad=(1.4, 0.9), yaw_rad=np.pi / 2, bar_m=(0.010, 0.030)),
+    plan=DrawerPlan(pitch_rad=(1.4, 0.9), yaw_rad=np.pi / 2, bar_m=(0.010, 0.040)),
 )
 
 

@@ -83,8 +83,11 @@ class DrawerPlan:
         hand, rotation = env.hand_pose()
         offset = wanted.T @ (hand - handle)  # in the wanted hand's frame: x along the bar, y across, z forward
         angle = turn_left(rotation, wanted)
-        tolerance = self.close_within_m * (1.0 if gap > 0.9 * 2 * _open_gap(env) else 2.5)
-        near = abs(offset[1]) < tolerance and abs(offset[2]) < tolerance and abs(offset[0]) < 0.03 and angle < 0.3
+        # Fingers that have begun to close keep at it: noise must not make the gripper chatter, nor let go of the bar.
+        patience = 1.0 if gap > 0.9 * 2 * _open_gap(env) else 2.8
+        across, forward, along = self.close_within_m * patience, self.close_within_m * patience, 0.03 * patience
+        near = abs(offset[1]) < across and abs(offset[2]) < forward and abs(offset[0]) < along
+        near = near and angle < 0.3 * patience
         if near and self.bar_m[0] < gap < self.bar_m[1]:
             ahead = min(self.lead_m, self.open_m + 0.01 - opening)
             return Goal(handle - np.array([ahead, 0.0, 0.0]), wanted, 1.0, "pull")

@@ -18,6 +18,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 
 
 def make(task: str, **options: Any) -> Any:
+    """Make the bare environment."""
     return gymnasium.make(f"toto_robot/{task}-v0", obs_mode="proprio", **options).unwrapped
 
 
@@ -44,12 +45,14 @@ def randomized(task: str, size: int) -> np.ndarray:
 
 
 def main() -> None:
+    """Draw them all."""
     for quality in ("lean", "full"):
         save(f"tasks_{quality}.png", [strip(task, quality, 176) for task in TASKS])
     save("tasks_randomized.png", [randomized(task, 176) for task in TASKS])
 
 
 def save(name: str, rows: list[np.ndarray]) -> None:
+    """Stack rows and write a picture of 255 colours."""
     picture = Image.fromarray(np.concatenate(rows)).quantize(255, method=Image.Quantize.MEDIANCUT)
     picture.save(FOLDER / name, optimize=True)
     print(FOLDER / name, (FOLDER / name).stat().st_size)
