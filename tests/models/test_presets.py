@@ -1,4 +1,4 @@
-"""Have the named sizes the parameters, multiply-adds and shapes of the paper? (On the meta device: nothing is allocated.)"""
+"""Have the named sizes the parameters, multiply-adds and shapes of the paper? (On torch's meta device.)"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@
 | base | 768 x 12, 12, 3072 | 126 M | 128 px, 256 tokens, 8192 codes | paper, Table 1; FFN from its counts |
 | large | 1024 x 16, 16, 4096 | 285 M | as base | as base; its multiply-adds are Table 4's |
 | 1b | 2048 x 22, 16, 5632 | 1164 M | as base | as base |
-| a1 | 256 x 12, 16, 1024 | 21.0 M | 256 px, 256 tokens, 16384 VQGAN codes | paper, Table 15 as recalled; FFN 4x is ours |
+| a1 | 256 x 12, 16, 1024 | 21.0 M | 256 px, 256 tokens, 16384 VQGAN codes | paper, Table 15 (recalled); FFN is ours |
 | a2 | 512 x 16, 16, 2048 | 83.9 M | as a1 | as a1 |
 | a3 | 768 x 20, 16, 3072 | 214 M | as a1 | as a1 |
 | a4 | 1024 x 24, 16, 4096 | 436 M | as a1 | as a1 |
