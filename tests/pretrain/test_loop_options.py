@@ -14,6 +14,7 @@ from tests.pretrain.test_loop import Regression, Stop, fit, settings, stop_at
 from tests.pretrain.toy import CPU, SIZES, loop_settings, toto_objective
 from toto_robot.pretrain.loop import train
 from toto_robot.pretrain.objectives import TotoObjective
+from toto_robot.run_folder import read_metrics
 
 ALL = {"wsd_decay": 0.5, "ema_decay": 0.9, "accumulate": 3}
 
@@ -54,6 +55,10 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     (whole, large), (parts, small) = runs[8], runs[2]
     assert whole.units == parts.units == 6 * 8 * SIZES.frames * SIZES.tokens_per_frame
     torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-6)
+    for key in ("grad_norm", "train/loss"):  # Adam and the clipping would hide a gradient of another size
+        logged = [[line[key] for line in read_metrics(tmp_path / f"by_{size}") if key in line] for size in (8, 2)]
+        assert len(logged[0]) == 6
+        assert logged[1] == pytest.approx(logged[0], rel=1e-4)
 
 
 class Watched(Regression):
