@@ -48,8 +48,9 @@ def generate(
 def surprise(model: Toto, codes: Tensor, *, on_frame: Callable[[], object] | None = None) -> Tensor:
     """Return the negative log-likelihood in nats (B, T, P) float32 of each token of codes (B, T, P) given all before.
 
-    The likelihood is over all ids, as in the training loss. Frames go through the ring of a stream, one a call, which
-    equals the full forward at any length for the memory of one window.
+    The likelihood is over all ids, as in the training loss; beyond the trained length over visual ids, since there the
+    model has learned that the end id comes. Frames go through the ring of a stream, one a call, which equals the full
+    forward at any length for the memory of one window.
     """
     config, device = model.config, model.embed.weight.device
     _check_codes(model, codes)
@@ -58,9 +59,11 @@ def surprise(model: Toto, codes: Tensor, *, on_frame: Callable[[], object] | Non
     before = _last_layer(model, start)
     ring = model.ring(len(ids))
     nats = []
-    for frame in ids.unbind(1):
+    for index, frame in enumerate(ids.unbind(1)):
         here = model(frame, layers=(config.layers,), logits=False, cache=ring).features[config.layers]
         logits = _logits(model, torch.cat([before, here[:, :-1]], dim=1))  # (B, P, V): each predicts the next token
+        if index >= config.frames:
+            logits[..., : config.first_visual_id] = -torch.inf
         nats.append(F.cross_entropy(logits.transpose(1, 2), frame, reduction="none"))
         before = here[:, -1:]
         if on_frame is not None:

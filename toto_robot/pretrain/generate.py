@@ -104,11 +104,11 @@ def _psnr_db(pictures: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _write_surprise(continued: Continued, continuer: Continuer, out: Path) -> None:
-    nats = continued.nats
+    nats = continued.nats.astype(np.float64)  # float32 would be written with nine digits
     write_json(
         out / "surprise.json",
         {
-            "unit": "nats per token: negative log-likelihood of the true token given all before, over all ids",
+            "unit": "nats per token: negative log-likelihood of the true token given all before",
             "clip": continued.clip.name,
             "start_frame": continued.clip.start_frame,
             "stride": continuer.config.stride,
