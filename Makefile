@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_system_libraries.sh
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
 	@# References for the parity tests: their metadata ask for torchvision, what the tests use of them does not.
-	$(BIN)/python -m pip install --quiet --no-deps 'DALL-E==0.1' attrs 'taming-transformers==0.0.1'
+	$(BIN)/python -m pip install --quiet --no-deps 'DALL-E==0.1' attrs 'taming-transformers==0.0.1' 'mup==1.0.0'
 	$(BIN)/toto_robot doctor || true
 	@touch $(STAMP)
 

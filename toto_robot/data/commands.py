@@ -153,6 +153,8 @@ def convert_data(config: ConvertConfig, run_dir: Path) -> int:
     target = Path(config.target)
     if config.format == "robomimic" and target.suffix.lower() not in (".hdf5", ".h5"):
         raise ValueError(f"expected a target that ends in .hdf5, as robomimic's files do; got {target}")
+    if target.exists():
+        raise ValueError(f"{target} exists already; delete it or choose another place")
     if config.format == "toto" and store_kind(Path(config.source)) is not None and config.task is None:
         compress_store(Path(config.source), target, codec=config.compression, progress=True)
         print(f"{target}: {config.compression}, {size_bytes(target) / 2**20:.1f} MiB")
