@@ -97,8 +97,8 @@ class ModelCard:
 
 
 def _sizes(description: Mapping[str, Any], parameters: int) -> dict[str, object]:
-    sizes = ("width", "layers", "heads", "ffn_width", "image_px", "tokens_per_frame", "frames", "context_frames")
-    sizes += ("visual_vocab", "patch_px", "mask_ratio")
+    backbone = ("width", "layers", "heads", "ffn_width", "image_px", "tokens_per_frame", "frames", "context_frames")
+    sizes = (*backbone, "visual_vocab", "patch_px", "mask_ratio")
     return {"parameters": f"{parameters:,}", **{key: description[key] for key in sizes if key in description}}
 
 
