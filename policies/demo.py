@@ -38,6 +38,7 @@ class DemoConfig:
     policy_seeds: int = 1  # heads trained per row, with seeds 0, 1, ...
     episodes: int = 100  # held-out episodes for each Toto head
     control_episodes: int = 50  # held-out episodes for each other head
+    envs_per_worker: int = 8  # environments in lock-step in a process of the evaluation
     context_frames: int | None = 1  # frames that the Toto stream looks back on; 1 did best at this size
     bc: BCConfig = field(default_factory=BCConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
@@ -133,7 +134,7 @@ def _policies(config: DemoConfig, run_dir: Path, store: Path, encoder: EncoderCo
         cache=str(run_dir / "features"),
         bc=config.bc,
         execution=config.execution,
-        evaluation=EvaluationConfig(episodes=episodes),
+        evaluation=EvaluationConfig(episodes=episodes, envs_per_worker=config.envs_per_worker),
     )
     results = compare_encoders(
         base,

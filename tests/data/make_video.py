@@ -42,6 +42,7 @@ def make_video(
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.codec_context.gop_size = 12
+        stream.codec_context.thread_count = 1  # with several threads x264 writes other bytes now and then
         if codec == "libx265":
             stream.codec_context.options = {"x265-params": "log-level=none"}
         if rotation_deg is not None:

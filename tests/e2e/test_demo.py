@@ -13,9 +13,10 @@ TOY = (
     "toto_steps=6",
     "mae_steps=6",
     "demonstrations=[4]",
-    "encoders=[toto,mae,none]",
+    "encoders=[toto,none]",
     "episodes=1",
     "control_episodes=1",
+    "envs_per_worker=1",
     "bc.steps=10",
     "run=demo",
 )
@@ -33,7 +34,7 @@ def test_the_chain_runs_from_nothing_to_a_report(tmp_path):
     done = demo(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    assert set(summary["encoders"]) == {"toto", "mae", "none"}
+    assert set(summary["encoders"]) == {"toto", "none"}
     for row in summary["encoders"].values():
         assert row["episodes"] == 1
         low, high = row["wilson95"]

@@ -53,6 +53,7 @@ def _write(
         stream = container.add_stream(codec, rate=30, options=options or {})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         stream.codec_context.time_base = Fraction(1, 30)
+        stream.codec_context.thread_count = 1  # with several threads x264 writes other bytes now and then
         time = 0
         for index, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
