@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import sys
-import time
 import types
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import Any
 
 import numpy as np
-
-from toto_robot.run_folder import git_commit, machine
+from paired import result, step_rates
 
 ROWS = {"state": None, "pixels_128": 128, "pixels_224": 224}
+PEER_NAME = "robosuite 1.5.2 Lift/Panda, OSC_POSE, as shipped"
 WARM_UP_STEPS = 60  # robosuite compiles numba code in its first steps
 
 
@@ -57,7 +54,8 @@ def _limit(size: int | None) -> Callable[[], None]:
     return lambda: mujoco.mj_step(env.scene.model, env.data, nstep=env.preset.substeps)
 
 
-def _robosuite(size: int | None) -> Callable[[], None]:
+def robosuite_lift(size: int | None) -> Callable[[], None]:
+    """Return a function that steps robosuite's Lift with a Panda as shipped."""
     quiet = types.ModuleType("robosuite.macros_private")
     quiet.CONSOLE_LOGGING_LEVEL = "ERROR"  # type: ignore[attr-defined]
     sys.modules["robosuite.macros_private"] = quiet
@@ -86,57 +84,12 @@ def _robosuite(size: int | None) -> Callable[[], None]:
     return step
 
 
-_MAKERS = {"ours": _ours, "peer": _robosuite, "limit": _limit}
-
-
-def _serve(kind: str, size: int | None, line: Connection) -> None:
-    """Answer each number of steps with steps a second, until None."""
-    step = _MAKERS[kind](size)
-    for _ in range(WARM_UP_STEPS):
-        step()
-    line.send(0.0)
-    while (steps := line.recv()) is not None:
-        started = time.perf_counter()
-        for _ in range(steps):
-            step()
-        line.send(steps / (time.perf_counter() - started))
-
-
 def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
     """Return one result row."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # for the workers; more slow robosuite down
-    context = multiprocessing.get_context("spawn")
-    lines, workers = {}, []
-    for kind in _MAKERS:
-        lines[kind], other = context.Pipe()
-        workers.append(context.Process(target=_serve, args=(kind, ROWS[name], other)))
-        workers[-1].start()
-        other.close()
-        lines[kind].recv()  # ready
-    rates: dict[str, list[float]] = {kind: [] for kind in _MAKERS}
-    for _ in range(rounds):
-        for kind, line in lines.items():
-            line.send(steps if kind != "peer" else max(20, steps // 8))
-            rates[kind].append(line.recv())
-    for line, worker in zip(lines.values(), workers, strict=True):
-        line.send(None)
-        worker.join()
-    ratios = np.array(rates["ours"]) / np.array(rates["peer"])
-    return {
-        "name": name,
-        "ours": round(float(np.median(rates["ours"])), 1),
-        "peer": round(float(np.median(rates["peer"])), 1),
-        "peer_name": "robosuite 1.5.2 Lift/Panda, OSC_POSE, as shipped",
-        "unit": "env steps/s",
-        "ratio": round(float(np.median(ratios)), 2),
-        "ratio_range": [round(float(ratios.min()), 2), round(float(ratios.max()), 2)],
-        "limit": round(float(np.median(rates["limit"])), 1),
-        "limit_name": "mj_step of one control period",
-        "rounds": rounds,
-        "commit": git_commit(),
-        "machine": machine(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    size = ROWS[name]
+    makers = {"ours": partial(_ours, size), "peer": partial(robosuite_lift, size), "limit": partial(_limit, size)}
+    rates = step_rates(makers, rounds=rounds, steps=steps, warm_up=WARM_UP_STEPS)
+    return result(name, rates, peer_name=PEER_NAME, unit="env steps/s", limit_name="mj_step of one control period")
 
 
 def main() -> None:

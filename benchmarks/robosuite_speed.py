@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import sys
 import time
-import types
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from functools import partial
 from typing import Any
 
 import numpy as np
-
-from toto_robot.run_folder import git_commit, machine
+from env_speed import PEER_NAME, robosuite_lift
+from paired import result, step_rates
 
 ROWS = {"state": None, "pixels_128": 128, "pixels_224": 224}
 WARM_UP_STEPS = 30  # numba compiles, or loads what it compiled, in the first steps
@@ -57,46 +53,6 @@ def _step_mujoco(size: int | None) -> Callable[[], None]:
     return lambda: mujoco.mj_step(model, data, nstep=25)
 
 
-def _step_robosuite(size: int | None) -> Callable[[], None]:
-    quiet = types.ModuleType("robosuite.macros_private")
-    quiet.CONSOLE_LOGGING_LEVEL = "ERROR"  # type: ignore[attr-defined]
-    sys.modules["robosuite.macros_private"] = quiet
-    import robosuite
-
-    env = robosuite.make(
-        "Lift",
-        robots="Panda",
-        has_renderer=False,
-        has_offscreen_renderer=size is not None,
-        use_camera_obs=size is not None,
-        use_object_obs=True,
-        camera_names="agentview",
-        camera_heights=size or 64,
-        camera_widths=size or 64,
-        control_freq=20,
-        ignore_done=True,
-    )
-    env.reset()
-    random = np.random.default_rng(0)
-    return lambda: env.step(random.uniform(-1.0, 1.0, 7))
-
-
-_MAKERS = {"ours": _step_ours, "peer": _step_robosuite, "limit": _step_mujoco}
-
-
-def _serve(kind: str, size: int | None, line: Connection) -> None:
-    """Answer each number of steps with steps a second, until None."""
-    step = _MAKERS[kind](size)
-    for _ in range(WARM_UP_STEPS):
-        step()
-    line.send(0.0)
-    while (steps := line.recv()) is not None:
-        started = time.perf_counter()
-        for _ in range(steps):
-            step()
-        line.send(steps / (time.perf_counter() - started))
-
-
 def _reset_s(rounds: int) -> list[float]:
     """Return median seconds of a reset with a new cube (default) and with the same cube (hard_reset=False)."""
     from envs.robosuite_tasks import make_robosuite_env
@@ -115,39 +71,15 @@ def _reset_s(rounds: int) -> list[float]:
 
 def measure(name: str, rounds: int, steps: int) -> dict[str, Any]:
     """Return one result row."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # for the workers; more slow robosuite down
-    context = multiprocessing.get_context("spawn")
-    lines, workers = {}, []
-    for kind in _MAKERS:
-        lines[kind], other = context.Pipe()
-        workers.append(context.Process(target=_serve, args=(kind, ROWS[name], other)))
-        workers[-1].start()
-        other.close()
-        lines[kind].recv()  # ready
-    rates: dict[str, list[float]] = {kind: [] for kind in _MAKERS}
-    for _ in range(rounds):
-        for kind, line in lines.items():
-            line.send(steps if kind != "peer" else max(20, steps // 8))
-            rates[kind].append(line.recv())
-    for line, worker in zip(lines.values(), workers, strict=True):
-        line.send(None)
-        worker.join()
-    ratios = np.array(rates["ours"]) / np.array(rates["peer"])
-    return {
-        "name": f"robosuite_{name}",
-        "ours": round(float(np.median(rates["ours"])), 1),
-        "peer": round(float(np.median(rates["peer"])), 1),
-        "peer_name": "robosuite 1.5.2 Lift/Panda, OSC_POSE, as shipped",
-        "unit": "env steps/s",
-        "ratio": round(float(np.median(ratios)), 2),
-        "ratio_range": [round(float(ratios.min()), 2), round(float(ratios.max()), 2)],
-        "limit": round(float(np.median(rates["limit"])), 1),
-        "limit_name": "mj_step of one control period, same model",
-        "rounds": rounds,
-        "commit": git_commit(),
-        "machine": machine(),
-        "date": time.strftime("%Y-%m-%d"),
+    size = ROWS[name]
+    makers = {
+        "ours": partial(_step_ours, size),
+        "peer": partial(robosuite_lift, size),
+        "limit": partial(_step_mujoco, size),
     }
+    rates = step_rates(makers, rounds=rounds, steps=steps, warm_up=WARM_UP_STEPS)
+    limit = "mj_step of one control period, same model"
+    return result(f"robosuite_{name}", rates, peer_name=PEER_NAME, unit="env steps/s", limit_name=limit)
 
 
 def main() -> None:

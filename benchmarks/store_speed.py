@@ -23,11 +23,11 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 import numpy as np
+from paired import result
 from tqdm import tqdm
 
 from toto_robot.data.compress import compress_store
 from toto_robot.data.episodes import EpisodeStore, FeatureSpec
-from toto_robot.run_folder import git_commit, machine
 
 KEY = "observation.images.front"
 IMAGE_PX = 128
@@ -104,28 +104,19 @@ def measure(name: str, path: Path, raw: Path, *, rounds: int, seconds: float) ->
             rate, per_cpu = clips_per_s(read, draw(counts[kind]))
             rates[kind].append(rate)
             per_cpu_s[kind].append(per_cpu)
-    ratios = np.array(rates["ours"]) / np.array(rates["peer"])
     files = sum(file.stat().st_blocks * 512 for file in (path / "data" / KEY).rglob("*") if file.is_file())
-    return {
-        "name": name,
-        "ours": round(float(np.median(rates["ours"])), 1),
-        "ours_range": [round(min(rates["ours"]), 1), round(max(rates["ours"]), 1)],
-        "peer": round(float(np.median(rates["peer"])), 1),
-        "peer_name": "zarr 3.1 on the same files",
-        "unit": f"clips/s of {CLIP_FRAMES}x{IMAGE_PX}x{IMAGE_PX}x3",
-        "ratio": round(float(np.median(ratios)), 2),
-        "ratio_range": [round(float(ratios.min()), 2), round(float(ratios.max()), 2)],
-        "limit": round(float(np.median(rates["limit"])), 1),
-        "limit_name": "copy out of a .npy memmap",
+    return result(
+        name,
+        rates,
+        peer_name="zarr 3.1 on the same files",
+        unit=f"clips/s of {CLIP_FRAMES}x{IMAGE_PX}x{IMAGE_PX}x3",
+        limit_name="copy out of a .npy memmap",
+        ours_range=[round(min(rates["ours"]), 1), round(max(rates["ours"]), 1)],
         **{f"{kind}_per_cpu_s": round(float(np.median(values)), 1) for kind, values in per_cpu_s.items()},
-        "codec": ROWS[name],
-        "factor": round(raw.stat().st_size / files, 2),
-        "frames": frames,
-        "rounds": rounds,
-        "commit": git_commit(),
-        "machine": machine(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+        codec=ROWS[name],
+        factor=round(raw.stat().st_size / files, 2),
+        frames=frames,
+    )
 
 
 def main() -> None:
