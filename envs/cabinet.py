@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from envs import robots, worlds
+from envs.drawer import drawer_opening_m, handle_point
 from envs.experts import Expert
 from envs.hand import finger_points, length, place_robot
 from envs.meshes import Floats
@@ -23,7 +24,6 @@ from envs.worlds import (
     CABINET_POSITION_M,
     DRAWER_POSITION_M,
     DRAWER_TRAVEL_M,
-    HANDLE_POINT_M,
     PROP_SPACING_M,
     PROPS,
     World,
@@ -96,17 +96,6 @@ class CabinetTask:
     def expert(self, env: RobotEnv, seed: int, noise: float) -> Expert:
         """Return the scripted opener."""
         return Expert(env, self.plan, seed=seed, noise=noise)
-
-
-def handle_point(scene: Scene, data: Any) -> Floats:
-    """Return the middle of the drawer's handle, world frame, m. (3,)"""
-    point: Floats = data.xpos[scene.bodies["drawer"]] + HANDLE_POINT_M  # the cabinet never turns
-    return point
-
-
-def drawer_opening_m(scene: Scene, data: Any) -> float:
-    """Return how far the drawer is pulled out."""
-    return float(min(max(data.qpos[scene.joints["drawer"]], 0.0), DRAWER_TRAVEL_M))
 
 
 def _holds(left: Floats, right: Floats, handle: Floats) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from envs.drawer import drawer_opening_m, handle_point
 from envs.experts import Goal, pointing, turn_left
 from envs.hand import length, opening_m
 from envs.meshes import Floats
@@ -73,8 +74,6 @@ class DrawerPlan:
 
     def __call__(self, env: RobotEnv) -> Goal:
         """Return where the hand should go from here."""
-        from envs.cabinet import drawer_opening_m, handle_point
-
         data, scene = env.data, env.scene
         handle = (handle_point(scene, data) - scene.base_position_m) @ scene.base_rotation
         opening, gap = drawer_opening_m(scene, data), opening_m(scene, data)

@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs.cabinet import drawer_opening_m, handle_point
+from envs.drawer import drawer_opening_m, handle_point
 from envs.hand import finger_points
 from envs.task import RobotEnv
 
