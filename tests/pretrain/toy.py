@@ -17,7 +17,8 @@ from toto_robot.models.mup import learning_rate_scales, with_mup
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.clips import divide
 from toto_robot.pretrain.loop import LoopConfig, Trained, train
-from toto_robot.pretrain.objectives import TokenizerObjective, TotoObjective
+from toto_robot.pretrain.objectives import TotoObjective
+from toto_robot.pretrain.tokenizer_objectives import TokenizerObjective
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
 from toto_robot.tokenizers.vq import VQAutoencoder, VQConfig
 

@@ -15,10 +15,10 @@ from toto_robot.data.sources import find_sources
 from toto_robot.encoders.base import autocast, resolve_precision
 from toto_robot.pretrain.clips import Division, divide
 from toto_robot.pretrain.loop import LoopConfig, Trained, train
-from toto_robot.pretrain.objectives import TokenizerObjective
 from toto_robot.pretrain.optim import choose_device, choose_precision
 from toto_robot.pretrain.pictures import draw_loss, draw_rows
 from toto_robot.pretrain.stages import Stages
+from toto_robot.pretrain.tokenizer_objectives import TokenizerObjective
 from toto_robot.run_folder import provenance, write_json
 from toto_robot.tokenizers.dvae import DVAE, dvae_preset, load_dvae
 from toto_robot.tokenizers.vq import VQAutoencoder
