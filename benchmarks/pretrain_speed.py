@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toto_robot.models.compute import product_flops_per_s
 from toto_robot.models.hub import export_llama
 from toto_robot.models.presets import preset
 from toto_robot.models.toto import Toto, TotoConfig
@@ -88,20 +89,6 @@ def flops_per_token(config: TotoConfig) -> int:
     model = Toto(config, device="meta")
     weights = sum(parameter.numel() for parameter in model.parameters()) - model.embed.weight.numel()
     return 6 * weights + 6 * config.layers * config.frames * config.tokens_per_frame * config.width
-
-
-def product_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOPs per second of the best of a few square matrix products: what no step can beat."""
-    side = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(4):
-        _synchronise(device)
-        began = time.perf_counter()
-        a @ b
-        _synchronise(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * side**3 / min(seconds)
 
 
 def measure(
