@@ -17,7 +17,7 @@ from make_video import cut_off, make_video
 
 from toto_robot.data.episodes import EpisodeStore, FeatureSpec
 from toto_robot.data.frames import FrameStore, prepare_frames
-from toto_robot.data.sources import EpisodeSource, Source, find_sources
+from toto_robot.data.sources import EpisodeSource, Kind, Source, find_sources
 from toto_robot.data.video import BadVideo, Frame, decode, resize_square
 
 
@@ -53,6 +53,8 @@ class ToySource:
     length: int
     fails_at: int | None = None
     seed: int = 0
+    source: str = "toys"
+    kind: Kind = "video"
 
     @property
     def group(self) -> str:
@@ -102,6 +104,18 @@ def test_five_odd_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "left out 2 of 5 sources" in told
     assert all(f"{entry['source']}: {entry['reason']}" in told for entry in rejected)
     assert 28 < store.records[0]["fps"] < 32
+
+
+def test_records_tell_where_a_clip_belongs_and_pictures_may_be_alone(tmp_path: Path) -> None:
+    pictures = [ToySource(name, 1, source="photos", kind="images") for name in ("p", "q")]
+    store = prepare([*TOYS, *pictures], tmp_path / "f")
+    assert store.clip_names == ["a", "b", "p", "q"]
+    assert [(record["source"], record["kind"]) for record in store.records] == [
+        *[("toys", "video")] * 2,
+        *[("photos", "images")] * 2,
+    ]
+    make_video(tmp_path / "my_videos" / "v.mp4", 20)
+    assert {(s.source, s.kind) for s in find_sources(tmp_path / "my_videos")} == {("my_videos", "video")}
 
 
 def test_frames_of_episodes_are_copied_or_resized(tmp_path: Path) -> None:

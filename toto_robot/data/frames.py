@@ -231,12 +231,14 @@ def _copy(source: Source, store: FlatStore, settings: Mapping[str, Any], budget:
             digest.update(block.data)
             count += len(block)
             bar.update(len(block))
-        if count < settings["min_frames"]:
-            raise BadVideo(f"has {count} frames, at least {settings['min_frames']} are needed")
+        least = settings["min_frames"] if source.kind == "video" else 1  # a picture is a clip of one frame
+        if count < least:
+            raise BadVideo(f"has {count} frames, at least {least} are needed")
     except BadVideo:
         bar.update(-count)
         raise
     record = {"name": source.id, "group": source.group, "frames": count, "fps": round(fps, 3)}
+    record |= {"source": source.source, "kind": source.kind}
     store.commit(record={**record, "source_fingerprint": fingerprint, "pixels_sha256": digest.hexdigest()})
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from toto_robot.data.episodes import IMAGE_PREFIX, KIND, EpisodeStore
 from toto_robot.data.flat_store import store_kind
@@ -16,9 +16,19 @@ from toto_robot.data.video import EXTENSIONS, Frame, decode, find_videos, probe,
 _BLOCK_FRAMES = 64  # read from an episode store at once
 _SAMPLE_BYTES = 2**20  # of the head and of the tail of a video that its fingerprint covers
 
+Kind = Literal["video", "images"]  # frames that follow each other, or single pictures
+
 
 class Source(Protocol):
-    """One clip to be: a video, or what one camera saw in one episode."""
+    """One clip to be: a video, what one camera saw in one episode, or a single picture."""
+
+    @property
+    def source(self) -> str:
+        """Name the part of a mixture that the clip belongs to: the folder or recipe that was asked for."""
+
+    @property
+    def kind(self) -> Kind:
+        """Say whether the frames follow each other in time ("video") or each is a picture alone ("images")."""
 
     @property
     def id(self) -> str:
@@ -44,6 +54,8 @@ class VideoSource:
 
     id: str
     path: Path
+    source: str
+    kind: Kind = "video"
 
     @property
     def group(self) -> str:
@@ -81,6 +93,8 @@ class EpisodeSource:
     store_id: str
     index: int
     camera: str
+    source: str
+    kind: Kind = "video"
 
     @property
     def id(self) -> str:
@@ -130,7 +144,7 @@ def _sources_of(path: Path) -> list[Source]:
         raise ValueError(f"{path} does not exist; expected a folder of videos, a video or an episode store")
     path = path.resolve()
     if path.is_file():
-        return [VideoSource(path.name, path)]
+        return [VideoSource(path.name, path, path.name)]
     stores = find_stores(path)
     videos = find_videos(path)
     if stores:
@@ -139,7 +153,7 @@ def _sources_of(path: Path) -> list[Source]:
         return [source for store in stores for source in _episodes_of(store, path)]
     if not videos:
         raise ValueError(f"{path} holds no episode store and no video ({' '.join(EXTENSIONS)})")
-    return [VideoSource(f"{path.name}/{video.relative_to(path)}", video) for video in videos]
+    return [VideoSource(f"{path.name}/{video.relative_to(path)}", video, path.name) for video in videos]
 
 
 def find_stores(folder: Path) -> list[Path]:
@@ -159,4 +173,8 @@ def _episodes_of(path: Path, searched: Path) -> list[Source]:
     if not store.cameras:
         raise ValueError(f"{path} holds no images: its keys are {', '.join(store.features)}")
     name = str(Path(searched.name) / path.relative_to(searched))
-    return [EpisodeSource(store, name, index, camera) for index in range(len(store)) for camera in store.cameras]
+    return [
+        EpisodeSource(store, name, index, camera, searched.name)
+        for index in range(len(store))
+        for camera in store.cameras
+    ]
