@@ -26,7 +26,7 @@ from toto_robot.tokenizers.vq import VQAutoencoder
 _MEASURED_FRAMES = 512  # held-out frames in runs of neighbours, for the summary
 _RUN_FRAMES = 16
 # Nano: 500 steps on held-out robot video gave 21.3 dB at 1e-3, 22.3 at 3e-3, 22.6 at 6e-3. dvae: the DALL-E paper's.
-_LR = {"dvae_nano": 6e-3, "dvae": 1e-4}
+_LR = {"dvae_nano": 6e-3, "dvae_local": 6e-3, "dvae": 1e-4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class TrainTokenizerConfig:
 
     data: str | None = None  # folder of videos, a video, or an episode store
     frames: str | None = None  # frames prepared before, by this command, tokenize or pretrain (instead of data)
-    model: str = "dvae_nano"  # sizes: dvae_nano or dvae (OpenAI's)
+    model: str = "dvae_nano"  # sizes: dvae_nano, dvae_local (codes that keep still) or dvae (OpenAI's)
     vocab: int | None = None  # number of codes; null is that of the preset
     image_px: int = 64  # side of the square frames, pixels
     limit_frames: int | None = None  # use only that many frames

@@ -5,6 +5,10 @@ load after that renaming. Encoder: 7x7 conv, four groups of residual blocks at w
 max-pool after the first three (stride 8), 1x1 conv to one logit a code. The code is the argmax. The decoder mirrors it
 and gives six channels; the picture is the sigmoid of the first three, un-mapped (the other three are the log scale of
 its logit-Laplace likelihood, which nothing at inference reads).
+
+That encoder sees most of a small frame from every place, so an arm that moves in one corner changes codes in the other.
+`encoder="local"` is the alternative: a code depends on its own 8x8 pixels and nothing else, so a patch that stands
+still keeps its code by construction. The decoder is the same and sees neighbours, as it should.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ _GROUPS = 4
 _STRIDE = 8
 
 
+ENCODERS = ("dalle", "local")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DVAEConfig:
     """Sizes of a dVAE."""
@@ -35,8 +42,11 @@ class DVAEConfig:
     blocks_per_group: int
     vocab: int
     decoder_init: int  # width after the decoder's first conv
+    encoder: str = "dalle"  # dalle: OpenAI's; local: each code sees its own square of pixels only
 
     def __post_init__(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"expected encoder {' or '.join(ENCODERS)}, got {self.encoder!r}")
         if self.hidden % 4 or min(self.hidden, self.blocks_per_group, self.vocab, self.decoder_init) < 1:
             raise ValueError(f"hidden must be a multiple of 4 and every size at least 1, got {self}")
 
@@ -45,6 +55,9 @@ PRESETS = {
     "dvae": DVAEConfig(name="dvae", hidden=256, blocks_per_group=2, vocab=8192, decoder_init=128),
     # One block a group: 1.4x as fast as two, and a smaller receptive field, so far-away motion flips fewer codes.
     "dvae_nano": DVAEConfig(name="dvae_nano", hidden=32, blocks_per_group=1, vocab=1024, decoder_init=32),
+    "dvae_local": DVAEConfig(
+        name="dvae_local", hidden=32, blocks_per_group=1, vocab=1024, decoder_init=32, encoder="local"
+    ),
 }
 
 
@@ -106,6 +119,35 @@ class Encoder(nn.Module):
             return output(x.float())
 
 
+class LocalEncoder(nn.Module):
+    """As `Encoder`, of non-overlapping 8x8 patches: one conv of kernel and stride 8, then 1x1 residual blocks."""
+
+    def __init__(self, hidden: int, blocks_per_group: int, outputs: int) -> None:
+        super().__init__()
+        width, blocks = 8 * hidden, _GROUPS * blocks_per_group
+        named: OrderedDict[str, nn.Module] = OrderedDict()
+        for i in range(blocks):
+            named[f"block_{i + 1}"] = ResidualBlock(width, width, (1, 1, 1, 1), 1 / blocks**2)
+        output = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=_conv(width, outputs, 1)))
+        patches = nn.utils.skip_init(nn.Conv2d, 3, width, _STRIDE, stride=_STRIDE)
+        self.blocks = nn.Sequential(OrderedDict(input=patches, group_1=nn.Sequential(named), output=output))
+
+    def forward(self, mapped: Tensor) -> Tensor:
+        """Return (B, outputs, h / 8, w / 8), float32; the last conv stays out of autocast."""
+        *trunk, output = self.blocks
+        x = mapped
+        for block in trunk:
+            x = block(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return output(x.float())
+
+
+def build_encoder(config: DVAEConfig, outputs: int) -> Encoder | LocalEncoder:
+    """Return the encoder that the configuration names, with `outputs` channels."""
+    kind = LocalEncoder if config.encoder == "local" else Encoder
+    return kind(config.hidden, config.blocks_per_group, outputs)
+
+
 class Decoder(nn.Module):
     """One-hot codes, or quantised latents, (B, inputs, h / 8, w / 8) to six channels (B, 6, h, w)."""
 
@@ -145,7 +187,7 @@ class DVAE(nn.Module):
     def __init__(self, config: DVAEConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.hidden, config.blocks_per_group, config.vocab)
+        self.encoder = build_encoder(config, config.vocab)
         self.decoder = Decoder(config.hidden, config.blocks_per_group, config.vocab, config.decoder_init)
         init_convs(self, generator)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -18,8 +18,8 @@ from toto_robot.tokenizers.dvae import (
     DVAE,
     Decoder,
     DVAEConfig,
-    Encoder,
     ResidualBlock,
+    build_encoder,
     init_convs,
     map_pixels,
     unmap_pixels,
@@ -65,7 +65,7 @@ class VQAutoencoder(nn.Module):
         super().__init__()
         self.config, self.vq = config, vq or VQConfig()
         width = self.vq.code_width
-        self.encoder = Encoder(config.hidden, config.blocks_per_group, width)
+        self.encoder = build_encoder(config, width)
         self.decoder = Decoder(config.hidden, config.blocks_per_group, width, config.decoder_init)
         init_convs(self, generator)
         open_residual_paths(self)
