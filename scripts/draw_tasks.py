@@ -1,6 +1,6 @@
 """Draw the pictures of docs/tasks.md: every task from both cameras, lean and full, and randomised starts.
 
-    python scripts/draw_tasks.py
+python scripts/draw_tasks.py
 """
 
 from __future__ import annotations

@@ -12,9 +12,10 @@ from toto_robot.encoders.load import load_encoder
 from toto_robot.models.hub import export_llama, from_pretrained
 from toto_robot.models.mae import MAEConfig, build_mae
 from toto_robot.models.toto import Toto
+from toto_robot.pretrain.baselines import unigram_nats
 from toto_robot.pretrain.clips import divide
 from toto_robot.pretrain.loop import train
-from toto_robot.pretrain.objectives import MAEObjective, _patches, _to_images, batches_of, unigram_nats
+from toto_robot.pretrain.objectives import MAEObjective, _patches, _to_images, batches_of
 from toto_robot.run_folder import read_metrics
 from toto_robot.tokenizers.dvae import load_dvae
 

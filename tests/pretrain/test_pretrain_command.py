@@ -139,7 +139,7 @@ def test_without_data_the_collect_command_is_asked_for_it(tmp_path, monkeypatch)
     run_dir = tmp_path / "run's"
     with pytest.raises(ValueError, match="at least 16 are needed"):
         pretrain(PretrainConfig(episodes=7, **SHORT), run_dir)
-    (name, overrides, where), = asked
+    ((name, overrides, where),) = asked
     assert name == "collect"
     assert where == run_dir / "collect"
     assert overrides[:3] == ["env=franka_pick", "episodes=7", "image_size=64"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,22 @@ def test_presets() -> None:
         dvae_preset("vqgan")
     with pytest.raises(ValueError, match="multiple of 4"):
         DVAEConfig(name="odd", hidden=6, blocks_per_group=1, vocab=8, decoder_init=8)
+
+
+def test_local_codes_depend_on_their_own_pixels_only() -> None:
+    sizes = replace(CONFIG, encoder="local", vocab=64)
+    model = DVAE(sizes, generator=torch.Generator().manual_seed(0)).eval()
+    before = images(h=32, w=32)
+    after = before.clone()
+    after[:, 8:16, 16:24] = 255 - after[:, 8:16, 16:24]  # one patch, row 1 and column 2, changes
+    logits = [model.encoder(frames_to_input(frames)) for frames in (before, after)]
+    changed = (logits[0] - logits[1]).abs().amax(dim=(0, 1)) > 0
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+def test_local_encoder_survives_the_disk(tmp_path: Path) -> None:
+    model = DVAE(replace(CONFIG, encoder="local"), generator=torch.Generator().manual_seed(0)).eval()
+    save_dvae(model, tmp_path)
+    assert torch.equal(load_dvae(tmp_path).encode(images()), model.encode(images()))
+    with pytest.raises(ValueError, match="dalle or local"):
+        replace(CONFIG, encoder="wide")

@@ -103,6 +103,12 @@ class TotoObjective:
         accuracy, copied = (counts / max(1, windows * (T - 1) * P)).tolist()
         return TokenMeasures(losses.div(windows).tolist(), accuracy, copied, windows)
 
+    def windows(self, batches: int, *, held_out: bool) -> np.ndarray:
+        """Return the codes (B, T, P) of the first batches that train, or that `measure` takes."""
+        sampler = self._held_out if held_out else self._training
+        assert sampler is not None, "there are no held-out clips"
+        return np.concatenate([self._codes(sampler, index).numpy() for index in range(batches)])
+
     def write_model(self, directory: Path) -> None:
         """Write config and weights."""
         save_pretrained(self.model, directory)
@@ -133,13 +139,6 @@ class TokenMeasures:
     def loss(self) -> float:
         """Nats per token."""
         return sum(self.per_position) / len(self.per_position)
-
-
-def unigram_nats(codes: np.ndarray, vocab: int) -> float:
-    """Return the entropy of the codes' own frequencies: no predictor that ignores context can be below it on them."""
-    counts = np.bincount(codes.ravel(), minlength=vocab)
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
 
 
 class MAEObjective:

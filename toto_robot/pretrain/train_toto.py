@@ -16,10 +16,11 @@ from toto_robot.models.generate import generate
 from toto_robot.models.hub import from_pretrained
 from toto_robot.models.mup import learning_rate_scales
 from toto_robot.models.toto import Toto, TotoConfig
+from toto_robot.pretrain.baselines import copy_previous_nats, unigram_nats
 from toto_robot.pretrain.clips import Division, divide
 from toto_robot.pretrain.config import PretrainConfig
 from toto_robot.pretrain.loop import Objective, compiled, train
-from toto_robot.pretrain.objectives import TotoObjective, unigram_nats
+from toto_robot.pretrain.objectives import TotoObjective
 from toto_robot.pretrain.optim import choose_device, choose_precision
 from toto_robot.pretrain.pictures import draw_loss, draw_rows
 from toto_robot.pretrain.resolution import start_from
@@ -112,10 +113,15 @@ def _validate(
         return {"summary": "nothing is held out", "val_loss": None}
     device = choose_device(config.device)
     with autocast(resolve_precision(config.precision, device), device):
-        measured = objective.measure(objective.validation_batches_of(config.recipe().val_samples))
+        batches = objective.validation_batches_of(config.recipe().val_samples)
+        measured = objective.measure(batches)
     starts = np.concatenate([[0], division.ends[:-1]])
     codes = np.concatenate([tokens.tokens.read(starts[clip], division.ends[clip]) for clip in division.held_out])
     unigram = unigram_nats(codes, tokens.vocab)
+    copied = None
+    if objective.model.config.frames > 1:
+        trained_on, held_out = (objective.windows(batches, held_out=flag) for flag in (False, True))
+        copied = round(copy_previous_nats(trained_on, held_out, tokens.vocab), 4)
     by_frame = np.array(measured.per_position).reshape(-1, tokens.tokens_per_frame).mean(1)
     write_json(
         run_dir / "per_position.json",
@@ -127,10 +133,11 @@ def _validate(
         },
     )
     return {
-        "summary": f"{measured.loss:.3f} nats a token (unigram {unigram:.3f}), {measured.accuracy:.3f} right "
-        f"(copying {measured.copy_accuracy:.3f})",
+        "summary": f"{measured.loss:.3f} nats a token (unigram {unigram:.3f}, copying the frame before {copied}), "
+        f"{measured.accuracy:.3f} right (copying {measured.copy_accuracy:.3f})",
         "val_loss": round(measured.loss, 4),
         "val_unigram": round(unigram, 4),
+        "val_copy_previous": copied,
         "val_accuracy": round(measured.accuracy, 4),
         "val_copy_accuracy": round(measured.copy_accuracy, 4),
         "val_first_frame": round(float(by_frame[0]), 4),
