@@ -19,8 +19,9 @@ from toto_robot.pretrain.clips import divide
 from toto_robot.pretrain.loop import LoopConfig, Trained, train
 from toto_robot.pretrain.objectives import TotoObjective
 from toto_robot.pretrain.tokenizer_objectives import TokenizerObjective
+from toto_robot.tokenizers.codebook import VQConfig
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
-from toto_robot.tokenizers.vq import VQAutoencoder, VQConfig
+from toto_robot.tokenizers.vq import VQAutoencoder
 
 CPU = torch.device("cpu")
 SIZES = TotoConfig(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from toto_robot.tokenizers.codebook import VQConfig, kmeans, nearest
 from toto_robot.tokenizers.dvae import DVAEConfig, unmap_pixels
-from toto_robot.tokenizers.vq import VQAutoencoder, VQConfig, kmeans, nearest
+from toto_robot.tokenizers.vq import VQAutoencoder
 
 CONFIG = DVAEConfig(name="test", hidden=16, blocks_per_group=1, vocab=32, decoder_init=16)
 VQ = VQConfig(code_width=6, reservoir=512)
@@ -67,11 +68,11 @@ def test_folded_codes_are_the_nearest_neighbours_and_pictures_are_equal(
     images = (batch(500) * 255).round().to(torch.uint8)
     codes = folded.encode(images.permute(0, 2, 3, 1))
     latents = model.encoder(0.8 * images.float() / 255 + 0.1)  # (B, 6, h, w)
-    distances = torch.cdist(latents.permute(0, 2, 3, 1).double().flatten(0, 2), model.codebook.double())
+    distances = torch.cdist(latents.permute(0, 2, 3, 1).double().flatten(0, 2), model.codebook.codes.double())
     chosen = distances.gather(1, codes.flatten()[:, None])[:, 0]
     assert (chosen - distances.min(dim=1).values).max() < 1e-5  # a tie may go either way
     assert torch.equal(codes, model.encode(images.float() / 255)) and codes.unique().numel() >= 8
-    quantised = model.codebook[codes].permute(0, 3, 1, 2)
+    quantised = model.codebook.codes[codes].permute(0, 3, 1, 2)
     expected = unmap_pixels(model.decoder(quantised)[:, :3].sigmoid()) * 255
     assert (folded.decode(codes).permute(0, 3, 1, 2).float() - expected).abs().max() <= 0.51
 
@@ -102,11 +103,11 @@ def test_a_dead_code_comes_back_to_life() -> None:
     model, optimiser = make()
     train(model, optimiser, 0, PLAIN_STEPS + 1)
     with torch.no_grad():
-        model.codebook[3] = 1e3  # far from everything, and long unused
-        model.total[3] = 0
-        model.use[3] = 0
+        model.codebook.codes[3] = 1e3  # far from everything, and long unused
+        model.codebook.total[3] = 0
+        model.codebook.use[3] = 0
     train(model, optimiser, PLAIN_STEPS + 1, PLAIN_STEPS + 2)
-    assert model.codebook[3].abs().max() < 100 and model.use[3] > 0
+    assert model.codebook.codes[3].abs().max() < 100 and model.codebook.use[3] > 0
 
 
 def test_a_codebook_must_start_before_folding() -> None:

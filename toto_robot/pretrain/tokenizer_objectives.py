@@ -69,7 +69,7 @@ class TokenizerObjective:
         sums = {"loss": 0.0, "psnr_db": 0.0}
         for index in range(self._validation_batches):
             frames = read_frames(self._frames, self._held_out, index, self.units_per_step).to(device)
-            report = self.model(unit_images(frames), quantise=bool(self.model.started))
+            report = self.model(unit_images(frames), quantise=bool(self.model.codebook.started))
             sums = {name: value + float(report[name]) for name, value in sums.items()}
         return {name: value / self._validation_batches for name, value in sums.items()}
 
