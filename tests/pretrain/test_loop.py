@@ -47,6 +47,9 @@ class Regression:
     def validate(self) -> dict[str, float]:
         return {"loss": float((self.model(torch.ones(1, 4)) - 12).square())}
 
+    def utilisation(self, units_per_s: float, peak_flops_per_s: float) -> dict[str, float]:
+        return {"mfu": units_per_s * 6 * 40 / peak_flops_per_s}
+
     def write_model(self, directory: Path) -> None:
         weights.write_model(directory, {"model_type": "toy"}, self.model.state_dict())
 

@@ -49,7 +49,8 @@ _TOTO_ONLY = ("start", "image_px", "window_frames", "rope_base", "mup_base", "ba
 class PretrainConfig:
     """Settings of `toto_robot pretrain`; null where the size of the model decides."""
 
-    MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "keep_checkpoints")  # these do not change the result
+    # These do not change the result.
+    MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "keep_checkpoints", "wandb")
 
     data: str | None = None  # folder of videos, a video or an episode store; null: recorded in simulation by `collect`
     model: str = "nano"  # Toto: nano tiny small base large 1b a1..a6; baseline: mae_nano mae_base
@@ -86,6 +87,7 @@ class PretrainConfig:
     checkpoint_every: int = 100  # steps
     eval_every: int = 100  # steps
     keep_checkpoints: int = 2  # newest ones kept
+    wandb: str | None = None  # Weights & Biases project that is logged to as well; null: none
 
     def __post_init__(self) -> None:
         if self.is_mae and (given := [name for name in _TOTO_ONLY if getattr(self, name) is not None]):
@@ -151,6 +153,7 @@ class PretrainConfig:
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
             eval_every=self.eval_every,
+            wandb=self.wandb,
             wsd_decay=self.wsd_decay,
             ema_decay=self.ema_decay,
             accumulate=recipe.batch_size // self.computed_at_once(),

@@ -23,11 +23,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from toto_robot.pretrain import checkpoint
 from toto_robot.pretrain.optim import adamw, averaged, learning_rate, set_learning_rate, update_average
-from toto_robot.run_folder import MetricLog
+from toto_robot.pretrain.reporting import Report
+from toto_robot.pretrain.wandb_log import check_installed
 
 
 class Objective(Protocol):
@@ -52,6 +52,9 @@ class Objective(Protocol):
 
     def validate(self) -> dict[str, float]:
         """Return held-out measurements by name, `loss` among them; empty where nothing is held out."""
+
+    def utilisation(self, units_per_s: float, peak_flops_per_s: float) -> dict[str, float]:
+        """Return the model's share of the peak, MFU, by convention; empty where its FLOPs are not counted."""
 
     def write_model(self, directory: Path) -> None:
         """Write `config.json`, and `model.safetensors` with the whole state_dict, from which training continues."""
@@ -78,6 +81,7 @@ class LoopConfig:
     wsd_decay: float | None = None  # WSD schedule: share of the steps, the last, in which the rate falls; null: cosine
     ema_decay: float | None = None  # of the moving average of the weights, which is then measured and published
     accumulate: int = 1  # batches whose gradients make one step
+    wandb: str | None = None  # Weights & Biases project that is logged to as well
 
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_every", "log_every", "accumulate"):
@@ -93,6 +97,8 @@ class LoopConfig:
             raise ValueError(f"expected wsd_decay above 0 and at most {most:g} (after warm-up), got {self.wsd_decay}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"expected ema_decay between 0 and 1, such as 0.999, got {self.ema_decay}")
+        if self.wandb:
+            check_installed()
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -150,14 +156,11 @@ def train(
     start, notes = _resume(run_dir, model, optimizer, objective, config)
     began = time.monotonic() - float(notes.get("seconds", 0.0))
     validation: dict[str, float] = notes.get("validation", {})
-    speeds: list[float] = []
     model.train()
     with (
-        MetricLog(run_dir, start) as log,
-        tqdm(total=config.steps, initial=start, desc=f"train {objective.name}", unit="step", dynamic_ncols=True) as bar,
+        Report(run_dir, objective, config, device=device, dtype=dtype, start=start) as report,
         _finish_step_on_interrupt() as interrupted,
     ):
-        meter = _Meter(device)
         for step in range(start, config.steps):
             torch.manual_seed(step_seed(config.seed, step))
             lr = config.learning_rate(step)
@@ -169,30 +172,25 @@ def train(
                     loss, extra = objective.loss(batch, index)
                 (loss / config.accumulate).backward()
                 losses.append(loss.detach())
-                meter.add({"train/loss": loss} | {f"train/{key}": extra[key] for key in extra})
+                report.add({"train/loss": loss} | {f"train/{key}": extra[key] for key in extra})
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             _check_finite(objective, step, losses, grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if config.ema_decay is not None:
                 update_average(optimizer, config.ema_decay)
-            meter.end_step({"grad_norm": grad_norm})
+            report.end_step({"grad_norm": grad_norm})
 
             done = step + 1
             stop = interrupted()
             save_due = stop or done == config.steps or done % config.checkpoint_every == 0
             if save_due or done % config.log_every == 0:
-                values, step_s = meter.read()
-                speeds.append(units_per_step / step_s)
-                log.write(done, {**values, "lr": lr, f"{objective.unit}_per_s": speeds[-1]})
-                shown = f"loss {values['train/loss']:.3f}, {_short(speeds[-1])} {objective.unit}/s"
-                bar.set_postfix_str(shown, refresh=False)
-            bar.update()
-            with meter.paused():
+                report.write(done, {"lr": lr})
+            with report.paused():
                 if done == config.steps or done % config.eval_every == 0:
                     with averaged(optimizer, config.ema_decay is not None):
                         validation = _validate(objective, device, dtype)
-                    log.write(done, {f"val/{name}": value for name, value in validation.items()})
+                    report.write_values(done, {f"val/{name}": value for name, value in validation.items()})
                 if save_due:
                     notes = {
                         "objective": objective.name,
@@ -209,7 +207,8 @@ def train(
     with averaged(optimizer, config.ema_decay is not None):
         checkpoint.publish(run_dir / "pretrained_model", objective.publish)
     seconds, units = time.monotonic() - began, config.steps * units_per_step
-    speed = sorted(speeds)[len(speeds) // 2] if speeds else units / seconds
+    speeds = sorted(report.units_per_second)
+    speed = speeds[len(speeds) // 2] if speeds else units / seconds
     return Trained(steps=config.steps, seconds=seconds, units=units, units_per_second=speed, validation=validation)
 
 
@@ -267,45 +266,6 @@ def _validate(objective: Objective, device: torch.device, dtype: torch.dtype) ->
     return values
 
 
-class _Meter:
-    """Sums scalars on their device and reads the means at once, with the seconds a step took."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the sums and start the clock."""
-        self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._steps = 0
-        self._began = time.monotonic()
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add the scalars of one batch."""
-        for name, value in values.items():
-            total, count = self._sums.get(name, (torch.zeros((), device=self._device), 0))
-            self._sums[name] = (total + value.detach().float(), count + 1)
-
-    def end_step(self, values: dict[str, Tensor]) -> None:
-        """Add the scalars of one step and count it."""
-        self.add(values)
-        self._steps += 1
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop the clock for the block."""
-        paused_at = time.monotonic()
-        yield
-        self._began += time.monotonic() - paused_at
-
-    def read(self) -> tuple[dict[str, float], float]:
-        """Return means and seconds per step since the last reading; waits for the device."""
-        means = {name: float(total) / count for name, (total, count) in self._sums.items()}
-        seconds = (time.monotonic() - self._began) / self._steps
-        self.restart()
-        return means, seconds
-
-
 _INTERRUPTED = b"\nfinishing this step, then saving (Ctrl-C again: stop now, from the last checkpoint)\n"
 
 
@@ -329,7 +289,3 @@ def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _short(value: float) -> str:
-    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:.0f}"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from toto_robot.data.frames import FrameStore
 from toto_robot.data.sampling import ClipSampler
 from toto_robot.data.tokens import TokenStore
+from toto_robot.models.compute import mae_training_flops, mfu
 from toto_robot.models.hub import save_pretrained
 from toto_robot.models.mae import IMAGENET_MEAN, IMAGENET_STD, MAEConfig, mae_config, normalise_pixels
 from toto_robot.models.toto import Toto
@@ -108,6 +109,11 @@ class TotoObjective:
         sampler = self._held_out if held_out else self._training
         assert sampler is not None, "there are no held-out clips"
         return np.concatenate([self._codes(sampler, index).numpy() for index in range(batches)])
+
+    def utilisation(self, units_per_s: float, peak_flops_per_s: float) -> dict[str, float]:
+        """Return MFU with attention counted in full, and with the half that the mask leaves."""
+        share = mfu(self.model.config, units_per_s, peak_flops_per_s)
+        return {"mfu": share.full, "mfu_causal": share.causal}
 
     def write_model(self, directory: Path) -> None:
         """Write config and weights."""
@@ -229,6 +235,10 @@ class MAEObjective:
         hidden = output.mask.bool().unsqueeze(-1)
         grey = torch.where(hidden, torch.full_like(pixels, 0.5), pixels)
         return _to_images(grey, patch), _to_images(torch.where(hidden, painted, pixels), patch)
+
+    def utilisation(self, units_per_s: float, peak_flops_per_s: float) -> dict[str, float]:
+        """Return MFU; nothing is masked in MAE's attention."""
+        return {"mfu": mae_training_flops(self.config, 1) * units_per_s / peak_flops_per_s}
 
     def write_model(self, directory: Path) -> None:
         """Write config and weights, the decoder's included."""

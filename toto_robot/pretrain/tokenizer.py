@@ -33,7 +33,7 @@ _LR = {"dvae_nano": 6e-3, "dvae_local": 6e-3, "dvae": 1e-4}
 class TrainTokenizerConfig:
     """Settings of `toto_robot train-tokenizer`."""
 
-    MAY_CHANGE = ("device", "checkpoint_every", "eval_every")  # these do not change the result
+    MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "wandb")  # these do not change the result
 
     data: str | None = None  # folder of videos, a video, or an episode store
     frames: str | None = None  # frames prepared before, by this command, tokenize or pretrain (instead of data)
@@ -55,6 +55,7 @@ class TrainTokenizerConfig:
     precision: str = "auto"  # auto, bf16 or fp32
     checkpoint_every: int = 200  # steps
     eval_every: int = 200  # steps
+    wandb: str | None = None  # Weights & Biases project that is logged to as well; null: none
 
     def __post_init__(self) -> None:
         if self.data and self.frames:
@@ -76,6 +77,7 @@ class TrainTokenizerConfig:
             lr=_LR[self.model] if self.lr is None else self.lr,
             checkpoint_every=self.checkpoint_every,
             eval_every=self.eval_every,
+            wandb=self.wandb,
         )
 
     def deciding(self) -> dict[str, Any]:

@@ -73,6 +73,10 @@ class TokenizerObjective:
             sums = {name: value + float(report[name]) for name, value in sums.items()}
         return {name: value / self._validation_batches for name, value in sums.items()}
 
+    def utilisation(self, units_per_s: float, peak_flops_per_s: float) -> dict[str, float]:
+        """Return nothing: what a tokenizer's training computes is not counted."""
+        return {}
+
     def write_model(self, directory: Path) -> None:
         """Write the autoencoder with its codebook and moving averages."""
         config = {"model_type": "vq_autoencoder", "dvae": asdict(self.model.config), "vq": asdict(self.model.vq)}

@@ -12,6 +12,7 @@ import torch
 from toto_robot.data.frames import FrameStore
 from toto_robot.data.tokens import TokenStore
 from toto_robot.encoders.base import autocast, resolve_precision
+from toto_robot.models.compute import peak_flops_per_s
 from toto_robot.models.generate import generate
 from toto_robot.models.hub import from_pretrained
 from toto_robot.models.mup import learning_rate_scales
@@ -23,6 +24,7 @@ from toto_robot.pretrain.loop import Objective, compiled, train
 from toto_robot.pretrain.objectives import TotoObjective
 from toto_robot.pretrain.optim import choose_device, choose_precision
 from toto_robot.pretrain.pictures import draw_loss, draw_rows
+from toto_robot.pretrain.reporting import peak_memory_gib
 from toto_robot.pretrain.resolution import start_from
 from toto_robot.pretrain.stages import Stages
 from toto_robot.run_folder import write_json
@@ -88,6 +90,8 @@ def run_loop(
     trained = train(objective, config.loop(), run_dir, device=device, dtype=dtype, lr_scales=lr_scales)
     unit, seen = objective.unit, trained.units
     parameters = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
+    peak = peak_flops_per_s(device, dtype)
+    shares = objective.utilisation(trained.units_per_second, peak) if peak else {}
     return {
         "summary": f"{trained.steps} steps, {seen:,} {unit} at {trained.units_per_second:,.0f}/s, "
         f"{parameters / 1e6:.2f} M weights",
@@ -95,6 +99,8 @@ def run_loop(
         "steps": trained.steps,
         f"{unit}_seen": seen,
         f"{unit}_per_s": round(trained.units_per_second, 1),
+        **{name: round(share, 4) for name, share in shares.items()},
+        "peak_memory_gib": round(peak_memory_gib(device), 2),
         "train_seconds": round(trained.seconds, 1),
     }
 
