@@ -23,6 +23,10 @@ def test_pack_shifts_by_one_and_ends_with_the_end_id() -> None:
     assert inputs.tolist() == [[1, 4, 5, 6, 23, 7, 8, 9, 10]]
     assert targets.tolist() == [[4, 5, 6, 23, 7, 8, 9, 10, 2]]
     assert make().pack(codes(2, 1), kind="image")[0][:, 0].tolist() == [3, 3]
+    mixed, following = make().pack(codes(3, 2), kind=["image", "video", "image"])
+    assert mixed[:, 0].tolist() == [3, 1, 3]
+    assert torch.equal(mixed[:, 1:], make().pack(codes(3, 2))[0][:, 1:])
+    assert torch.equal(following, make().config.targets(mixed))
     with pytest.raises(ValueError, match=r"expected codes \(B, T, 4\)"):
         make().pack(torch.zeros(2, 3, 5, dtype=torch.long))
     with pytest.raises(ValueError, match="kind"):
@@ -113,7 +117,7 @@ def test_every_preset_builds_and_a_wrong_name_lists_them() -> None:
         assert Toto(preset(name), device="meta").config.name == name
     with pytest.raises(ValueError, match="nano, tiny"):
         preset("huge")
-    with pytest.raises(ValueError, match="nano, tiny"):
+    with pytest.raises(ValueError, match="nano, base"):
         mae_preset("huge")
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.pretrain.toy import CPU, SIZES, frame_store, loop_settings, tokenizer_objective, toto_objective
+from toto_robot.data.tokens import TokenStore
 from toto_robot.encoders.load import load_encoder
 from toto_robot.models.hub import export_llama, from_pretrained
 from toto_robot.models.mae import MAEConfig, build_mae
@@ -15,7 +16,7 @@ from toto_robot.models.toto import Toto
 from toto_robot.pretrain.baselines import unigram_nats
 from toto_robot.pretrain.clips import divide
 from toto_robot.pretrain.loop import train
-from toto_robot.pretrain.objectives import MAEObjective, _patches, _to_images, batches_of
+from toto_robot.pretrain.objectives import MAEObjective, TotoObjective, _patches, _to_images, batches_of
 from toto_robot.run_folder import read_metrics
 from toto_robot.tokenizers.dvae import load_dvae
 
@@ -27,7 +28,7 @@ MAE_SIZES = MAEConfig(
 
 def mae_objective(folder, batch_size=6, seed=3) -> MAEObjective:
     frames = frame_store(folder / "frames")
-    division = divide(frames.clip_ends, [r["group"] for r in frames.records], 0.25, 0)
+    division = divide(frames.clip_ends, frames.records, 0.25, 0)
     training, held_out = division.samplers(1, (1,), seed)
     return MAEObjective(
         build_mae(MAE_SIZES, seed=1), frames, training=training, held_out=held_out, batch_size=batch_size, seed=seed,
@@ -37,15 +38,66 @@ def mae_objective(folder, batch_size=6, seed=3) -> MAEObjective:
 
 def test_toto_loss_is_llamas_next_token_cross_entropy(tmp_path):
     objective = toto_objective(tmp_path)
-    codes = objective.batch(5)
-    assert codes.shape == (8, 4, 4)
-    assert codes.dtype == torch.int64
-    loss, _ = objective.loss(codes, 5)
-    ids = torch.cat([torch.full((8, 1), 1), codes.flatten(1) + 4, torch.full((8, 1), 2)], dim=1)
+    batch = objective.batch(5)
+    assert batch.shape == (8, 1 + 4 * 4)
+    assert batch.dtype == torch.int64
+    assert batch[:, 0].tolist() == [SIZES.start_video_id] * 8
+    loss, _ = objective.loss(batch, 5)
+    ids = torch.cat([batch, torch.full((8, 1), SIZES.end_id)], dim=1)
     with torch.no_grad():
         theirs = export_llama(objective.model)(ids, labels=ids).loss  # shifts the labels itself
     torch.testing.assert_close(loss, theirs)
     assert loss.item() == pytest.approx(math.log(SIZES.vocab_size), abs=0.15)  # at the start all ids are alike
+
+
+def mixed_objective(folder) -> TotoObjective:
+    """Return the small Toto on videos that count upwards and on pictures whose tokens are all 5."""
+    store = TokenStore.create(folder / "mixed", grid=(2, 2), vocab=16, image_px=16, tokenizer="toy", precision="fp32")
+    for clip in range(8):
+        codes = (np.arange(30)[:, None] + 3 * np.arange(4) + clip) % 16
+        about = {"name": f"v{clip}", "group": f"v{clip}", "frames": 30}
+        store.append(codes, {**about, "source": "videos", "kind": "video"})
+    for clip in range(20):
+        about = {"name": f"p{clip}", "group": f"p{clip}", "frames": 1}
+        store.append(np.full((1, 4), 5), {**about, "source": "photos", "kind": "images"})
+    store.finish()
+    division = divide(store.clip_ends, store.records, 0.25, 0, SIZES.frames)
+    training, held_out = division.samplers(SIZES.frames, (1, 2), 0, {"videos": 3, "photos": 1})
+    return TotoObjective(
+        Toto(SIZES, generator=torch.Generator().manual_seed(0)), store, training=training, held_out=held_out,
+        batch_size=8, tokenizer_dir=folder / "tokenizer",
+    )  # fmt: skip
+
+
+def test_pictures_and_videos_share_a_batch_each_behind_its_start_id(tmp_path):
+    objective = mixed_objective(tmp_path)
+    for step in range(3):
+        batch = objective.batch(step)
+        pictures = (batch[:, 1:] == 5 + SIZES.first_visual_id).all(1)
+        assert pictures.sum() == 2
+        assert torch.equal(batch[:, 0] == SIZES.start_image_id, pictures)
+        assert torch.equal(batch[:, 0] == SIZES.start_video_id, ~pictures)
+    named = objective.name_batch(0)
+    assert named.count("pictures p") == 2
+    assert named.count(" from frame ") == 6
+
+
+def test_losses_of_sources_are_those_of_each_alone_and_add_up_by_weight(tmp_path):
+    objective = mixed_objective(tmp_path)
+    objective.model.eval()
+    measured = objective.measure(4)
+    for name, one in measured.sources.items():
+        alone = objective._held_out.alone(name)
+        ids = torch.cat([objective._ids(alone, index) for index in range(2)])
+        with torch.no_grad():
+            logits = objective.model(ids).logits[:, :-1]
+        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        assert one.windows == 16
+        np.testing.assert_allclose(one.per_position, losses.mean(0).numpy(), rtol=1e-5)
+    videos, photos = measured.sources["videos"], measured.sources["photos"]
+    assert measured.loss == pytest.approx(0.75 * videos.loss + 0.25 * photos.loss)
+    assert (videos.copy_accuracy, photos.copy_accuracy, measured.copy_accuracy) == (0.0, 1.0, 0.25)
+    assert objective.validate().keys() == {"loss", "accuracy", "loss/videos", "loss/photos"}
 
 
 def test_toto_batches_are_a_function_of_the_step_and_never_held_out(tmp_path):

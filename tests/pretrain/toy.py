@@ -58,7 +58,7 @@ def toto_objective(folder: Path, model: Toto | None = None, batch_size: int = 8)
     tokens = token_store(folder / "tokens")
     if not (folder / "tokenizer").exists():
         save_dvae(DVAE(DVAE_SIZES, generator=torch.Generator().manual_seed(0)), folder / "tokenizer")
-    division = divide(tokens.clip_ends, [r["group"] for r in tokens.records], 0.25, 0, SIZES.frames)
+    division = divide(tokens.clip_ends, tokens.records, 0.25, 0, SIZES.frames)
     training, held_out = division.samplers(SIZES.frames, (1, 2), 0)
     model = model or Toto(SIZES, generator=torch.Generator().manual_seed(0))
     return TotoObjective(
@@ -70,7 +70,7 @@ def toto_objective(folder: Path, model: Toto | None = None, batch_size: int = 8)
 def tokenizer_objective(folder: Path, plain_steps: int = 10) -> TokenizerObjective:
     """Return a small tokenizer on the moving squares."""
     frames = frame_store(folder / "frames")
-    division = divide(frames.clip_ends, [r["group"] for r in frames.records], 0.25, 0)
+    division = divide(frames.clip_ends, frames.records, 0.25, 0)
     training, held_out = division.samplers(1, (1,), 0)
     vq = VQConfig(code_width=4, reservoir=64, kmeans_rounds=3)
     model = VQAutoencoder(DVAE_SIZES, vq, generator=torch.Generator().manual_seed(0))

@@ -1,19 +1,20 @@
 """Which clip window is sample i of step s? A pure function of the seed, so there is no order to store or to share.
 
-Training resumes at any step, on any number of processes and loader workers, with the same samples: process r of W takes
-its share of `starts(step, batch_size)`, and the state of the data is the step number alone.
+Training resumes at any step, on any number of processes and loader workers, with the same samples: the state of the
+data is the step number alone. `mixture.py` says which source takes its turn.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.integer[Any]]
+Kind = Literal["video", "images"]  # of a source: frames that follow each other, or single pictures
 
 
 def permutation_index(seed: int, epoch: int, i: int | Integers, n: int) -> npt.NDArray[np.int64]:
@@ -55,6 +56,8 @@ def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 class ClipSampler:
     """Windows of `frames` frames inside clips, shuffled: every (start, stride) that fits comes once per epoch."""
 
+    kind: Kind = "video"
+
     def __init__(
         self, clip_ends: Integers, clip_ids: Sequence[int] | Integers, frames: int, strides: Sequence[int], seed: int
     ) -> None:
@@ -72,7 +75,7 @@ class ClipSampler:
         spans = [(frames - 1) * stride + 1 for stride in strides]
         counts = np.concatenate([np.maximum(0, lengths - span + 1) for span in spans])  # strides outer, clips inner
         self.samples = int(counts.sum())  # windows per epoch
-        self.seed = seed
+        self.seed, self._frames = seed, frames
         if not self.samples:
             raise ValueError(
                 f"no clip is long enough: {frames} frames at stride {min(strides)} span {min(spans)} frames, the "
@@ -82,16 +85,19 @@ class ClipSampler:
         self._first = np.tile(starts, len(strides)) - (self._upto - counts)  # window number -> start, by one addition
         self._strides = np.repeat(np.asarray(strides, np.int64), len(ids))
 
-    def starts(self, step: int, batch_size: int) -> list[tuple[int, int]]:
-        """Return the (first frame, stride) of every sample of a step's batch: rows of the store, never across clips."""
-        numbers = step * batch_size + np.arange(batch_size, dtype=np.int64)
-        epochs, positions = np.divmod(numbers, self.samples)
-        windows = np.empty(batch_size, np.int64)
+    def at(self, numbers: Integers) -> list[range]:
+        """Return the rows of windows number `numbers` (n,), counted through all epochs: never across clips."""
+        epochs, positions = np.divmod(np.asarray(numbers, np.int64), self.samples)
+        windows = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             windows[here] = permutation_index(self.seed, int(epoch), positions[here], self.samples)
         where = np.searchsorted(self._upto, windows, side="right")
-        return list(zip((windows + self._first[where]).tolist(), self._strides[where].tolist(), strict=True))
+        starts, strides = (windows + self._first[where]).tolist(), self._strides[where].tolist()
+        return [
+            range(start, start + (self._frames - 1) * stride + 1, stride)
+            for start, stride in zip(starts, strides, strict=True)
+        ]
 
 
 def split_by_group(groups: Sequence[str], val_fraction: float, seed: int) -> tuple[Integers, Integers]:

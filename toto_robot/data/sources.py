@@ -7,16 +7,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from toto_robot.data.episodes import IMAGE_PREFIX, KIND, EpisodeStore
 from toto_robot.data.flat_store import store_kind
+from toto_robot.data.sampling import Kind
 from toto_robot.data.video import EXTENSIONS, Frame, decode, find_videos, probe, resize_square
 
 _BLOCK_FRAMES = 64  # read from an episode store at once
 _SAMPLE_BYTES = 2**20  # of the head and of the tail of a video that its fingerprint covers
-
-Kind = Literal["video", "images"]  # frames that follow each other, or single pictures
 
 
 class Source(Protocol):

@@ -17,19 +17,20 @@ Randomness = torch.Generator | Sequence[torch.Generator] | None
 def generate(
     model: Toto, codes: Tensor, frames: int, *, temperature: float = 1.0, top_k: int | None = None,
     top_p: float | None = None, generator: Randomness = None, on_token: Callable[[], object] | None = None,
+    kind: str = "video",
 ) -> Tensor:  # fmt: skip
     """Continue codes (B, T0, P) by `frames` frames; return codes (B, T0 + frames, P) int64. T0 may be 0.
 
     Temperature 0 takes the most likely code. `top_k` keeps the k most likely codes, `top_p` the fewest that together
     reach that probability, in this order and after the temperature, as transformers does. Only visual ids are drawn: a
-    frame has exactly P tokens, and the end id can only follow the last. Beyond `context_frames` the window slides as
-    in streaming. With one generator a row, what a row draws does not depend on the rows beside it. `on_token` is called
-    after every token, for progress. Raises ValueError for sampling settings out of range, codes of another frame size
-    or range, or a number of generators that is not B.
+    frame has exactly P tokens, and the end id can only follow the last. Beyond `context_frames` the window slides as in
+    streaming. `kind` is "video" or "image": what the start id says that follows. With one generator a row, what a row
+    draws does not depend on the rows beside it. `on_token` is called after every token, for progress. Raises ValueError
+    for sampling settings out of range, codes of another frame size or range, or a number of generators that is not B.
     """
     _check(model, codes, frames, temperature, top_k, top_p, generator)
     config = model.config
-    ids, _ = config.pack(codes.to(model.embed.weight.device))
+    ids, _ = config.pack(codes.to(model.embed.weight.device), kind)
     new_tokens = frames * config.tokens_per_frame
     cache = model.token_cache(ids.shape[1] + new_tokens)
     made = [codes.flatten(1).long().to(ids.device)]

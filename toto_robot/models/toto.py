@@ -72,16 +72,24 @@ class TotoConfig:
         """What attention needs to know of this configuration."""
         return Window(self.tokens_per_frame, self.context_frames, self.width // self.heads, self.rope_base)
 
-    def pack(self, codes: Tensor, kind: str = "video") -> tuple[Tensor, Tensor]:
-        """Turn codes (B, T, P) into (inputs, targets), each (B, 1 + T * P) int64; `kind` is "video" or "image"."""
+    def pack(self, codes: Tensor, kind: str | Sequence[str] = "video") -> tuple[Tensor, Tensor]:
+        """Turn codes (B, T, P) into (inputs, targets), each (B, 1 + T * P) int64.
+
+        `kind` is "video" or "image", of all or of each row.
+        """
         if codes.ndim != 3 or codes.shape[-1] != self.tokens_per_frame:
             raise ValueError(f"expected codes (B, T, {self.tokens_per_frame}), got {tuple(codes.shape)}")
-        if kind not in ("video", "image"):
-            raise ValueError(f'kind must be "video" or "image", got {kind!r}')
+        starts = {"video": self.start_video_id, "image": self.start_image_id}
+        kinds = [kind] * len(codes) if isinstance(kind, str) else list(kind)
+        if unknown := set(kinds) - set(starts):
+            raise ValueError(f'kind must be "video" or "image", got {sorted(unknown)[0]!r}')
         ids = codes.flatten(1).long() + self.first_visual_id
-        start = self.start_video_id if kind == "video" else self.start_image_id
-        ends = ids.new_tensor([start, self.end_id]).expand(len(ids), 2)
-        return torch.cat([ends[:, :1], ids], dim=1), torch.cat([ids, ends[:, 1:]], dim=1)
+        inputs = torch.cat([ids.new_tensor([starts[one] for one in kinds]).unsqueeze(1), ids], dim=1)
+        return inputs, self.targets(inputs)
+
+    def targets(self, inputs: Tensor) -> Tensor:
+        """Return what follows each id of inputs (B, L): the next one, and the end id last."""
+        return torch.cat([inputs[:, 1:], inputs.new_full((len(inputs), 1), self.end_id)], dim=1)
 
 
 class TotoOutput(NamedTuple):
@@ -197,7 +205,7 @@ class Toto(nn.Module):
         """Turn the residual stream after the last block (B, L, D) into logits (B, L, V)."""
         return self.head(self.norm(x))
 
-    def pack(self, codes: Tensor, kind: str = "video") -> tuple[Tensor, Tensor]:
+    def pack(self, codes: Tensor, kind: str | Sequence[str] = "video") -> tuple[Tensor, Tensor]:
         """See `TotoConfig.pack`."""
         return self.config.pack(codes, kind)
 

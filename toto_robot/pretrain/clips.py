@@ -1,56 +1,168 @@
-"""Which clips train and which are held out, and at which strides do windows fit?"""
+"""Which clips of each source train and which are held out, at which strides do windows fit, and how are they mixed?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from toto_robot.data.sampling import ClipSampler, Integers, split_by_group
+from toto_robot.data.mixture import MixtureSampler, PictureSampler
+from toto_robot.data.sampling import ClipSampler, Integers, Kind, split_by_group
+
+Records = Sequence[Mapping[str, Any]]  # of the clips of a store
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a store: the ids of its clips that train and of those that are held out."""
+
+    source: str
+    kind: Kind
+    training: Integers
+    held_out: Integers
 
 
 @dataclass(frozen=True)
 class Division:
-    """Clips of a store, divided: cumulative ends, and the ids of those that train and those that are held out."""
+    """Clips of a store, divided: cumulative ends, and the parts of its sources."""
 
     ends: Integers
-    training: Integers
-    held_out: Integers
+    parts: tuple[Part, ...]
 
-    def samplers(self, frames: int, strides: Sequence[int], seed: int) -> tuple[ClipSampler, ClipSampler | None]:
-        """Return the samplers of training and held-out windows of `frames` frames; None where nothing is held out.
+    @property
+    def training(self) -> Integers:
+        """Return the ids of all clips that train."""
+        return np.concatenate([part.training for part in self.parts])
 
-        ValueError, with the number of frames that is needed, where no training clip is long enough.
+    @property
+    def held_out(self) -> Integers:
+        """Return the ids of all clips that are held out."""
+        return np.concatenate([part.held_out for part in self.parts])
+
+    def samplers(
+        self, frames: int, strides: Sequence[int], seed: int, weights: Mapping[str, float] | None = None
+    ) -> tuple[MixtureSampler, MixtureSampler | None]:
+        """Return the samplers of training and held-out samples of `frames` frames; None where nothing is held out.
+
+        `weights` by source; null: each by the number of its training frames. ValueError where a source has no training
+        clip that is long enough, with the number of frames that is needed, or has no weight.
         """
-        strides = fitting_strides(self._lengths()[self.training], frames, strides)
-        training = ClipSampler(self.ends, self.training, frames, strides, seed)
-        long_enough = [clip for clip in self.held_out if self._lengths()[clip] >= (frames - 1) * min(strides) + 1]
-        if not long_enough:
-            return training, None
-        return training, ClipSampler(self.ends, long_enough, frames, strides, seed + 1)
+        if weights is None:
+            weights = {part.source: float(self.lengths[part.training].sum()) for part in self.parts}
+        training: dict[str, ClipSampler | PictureSampler] = {}
+        held_out: dict[str, ClipSampler | PictureSampler] = {}
+        for part in self.parts:
+            strides_here = self._fitting(part, frames, strides)
+            training[part.source] = self._sampler(part.kind, part.training, frames, strides_here, seed)
+            if self._is_enough(part.kind, part.held_out, frames, strides_here):
+                held_out[part.source] = self._sampler(part.kind, part.held_out, frames, strides_here, seed + 1)
+            elif len(self.parts) > 1:
+                print(f"{part.source}: too little is held out to validate on it")
+        mixed = MixtureSampler(training, weights)
+        known = {name: mixed.weights[name] for name in held_out}
+        return mixed, MixtureSampler(held_out, known) if held_out else None
 
-    def _lengths(self) -> Integers:
+    @property
+    def lengths(self) -> Integers:
+        """Return the frames of every clip (E,)."""
         return np.diff(self.ends, prepend=0)
 
+    def _sampler(
+        self, kind: Kind, clips: Integers, frames: int, strides: Sequence[int], seed: int
+    ) -> ClipSampler | PictureSampler:
+        if kind == "images":
+            return PictureSampler(self._rows(clips), frames, seed)
+        return ClipSampler(self.ends, clips, frames, strides, seed)
 
-def divide(ends: Integers, groups: Sequence[str], val_fraction: float, seed: int, min_frames: int = 1) -> Division:
-    """Hold out `val_fraction` of the videos or episodes, whole; of a single one hold out its end.
+    def _fitting(self, part: Part, frames: int, strides: Sequence[int]) -> tuple[int, ...]:
+        lengths = self.lengths[part.training]
+        if part.kind == "video":
+            return fitting_strides(lengths, frames, strides, part.source)
+        if lengths.sum() < frames:
+            raise ValueError(
+                f"{part.source} has {lengths.sum()} training pictures, but a training sample is {frames} different "
+                f"ones: add pictures, or leave it out"
+            )
+        return (1,)
 
-    A single video too short to leave `min_frames` frames on both sides all trains, which is printed.
+    def _is_enough(self, kind: Kind, clips: Integers, frames: int, strides: Sequence[int]) -> bool:
+        lengths = self.lengths[clips]
+        if kind == "images":
+            return int(lengths.sum()) >= frames
+        return int(lengths.max(initial=0)) > (frames - 1) * min(strides)
+
+    def _rows(self, clips: Integers) -> Integers:
+        """Return all rows of the clips; of pictures that is one row each."""
+        lengths = self.lengths[clips]
+        first = np.repeat(self.ends[clips] - np.cumsum(lengths), lengths)
+        return first + np.arange(int(lengths.sum()))
+
+
+def divide(ends: Integers, records: Records, val_fraction: float, seed: int, min_frames: int = 1) -> Division:
+    """Hold out `val_fraction` of every source's videos or episodes, whole; where it has a single one, its end.
+
+    A single video too short to leave `min_frames` frames on both sides all trains, which is printed. Of pictures at
+    least `min_frames` are held out where twice as many are there: a sample takes so many.
     """
-    if not val_fraction or len(set(groups)) > 1:
-        return Division(np.asarray(ends), *split_by_group(groups, val_fraction, seed))
-    starts = np.concatenate([[0], ends[:-1]])
-    cuts = np.asarray(ends) - np.maximum(min_frames, ((ends - starts) * val_fraction).astype(np.int64))
-    if (cuts - starts).min() < min_frames:
-        print(f"nothing is held out: a single video of {int((ends - starts).max())} frames is too short to be divided")
-        return Division(np.asarray(ends), np.arange(len(ends)), np.arange(0))
-    divided = np.stack([cuts, ends], axis=1).ravel()
-    return Division(divided, np.arange(0, len(divided), 2), np.arange(1, len(divided), 2))
+    ends = np.asarray(ends, np.int64)
+    of_source: dict[str, list[int]] = {}
+    for clip, record in enumerate(records):
+        of_source.setdefault(source_of(record), []).append(clip)
+    held = np.zeros(len(ends), bool)
+    cuts = np.full(len(ends), -1)
+    for name, clips in of_source.items():
+        groups = [str(records[clip]["group"]) for clip in clips]
+        if not val_fraction or len(set(groups)) > 1:
+            pictures = kind_of(records[clips[0]]) == "images" and len(clips) >= 2 * min_frames
+            fraction = max(val_fraction, min_frames / len(clips)) if val_fraction and pictures else val_fraction
+            held[np.asarray(clips)[split_by_group(groups, fraction, seed)[1]]] = True
+        else:
+            cuts[clips] = _cuts(ends, np.asarray(clips), val_fraction, min_frames, name)
+    return _cut_apart(
+        ends, held, cuts, {name: kind_of(records[clips[0]]) for name, clips in of_source.items()}, records
+    )
 
 
-def fitting_strides(lengths: Integers, frames: int, strides: Sequence[int]) -> tuple[int, ...]:
+def _cuts(ends: Integers, clips: Integers, val_fraction: float, min_frames: int, name: str) -> Integers:
+    """Return where each clip of a single video or episode is divided in time; -1 where it is too short."""
+    lengths = np.diff(ends, prepend=0)[clips]
+    kept = lengths - np.maximum(min_frames, (lengths * val_fraction).astype(np.int64))
+    if kept.min() >= min_frames:
+        return ends[clips] - lengths + kept
+    print(f"nothing is held out of {name}: a single video of {lengths.max()} frames is too short to be divided")
+    return np.full(len(clips), -1)
+
+
+def _cut_apart(ends: Integers, held: Integers, cuts: Integers, kinds: Mapping[str, Kind], records: Records) -> Division:
+    """Make two clips of each that has a cut, the second of them held out."""
+    is_cut = cuts >= 0
+    origin = np.repeat(np.arange(len(ends)), 1 + is_cut)  # which clip a piece was a part of
+    last = np.append(np.diff(origin) != 0, True)
+    pieces = np.where(last, ends[origin], cuts[origin])
+    out = held[origin] | (last & is_cut[origin])
+    names = np.array([source_of(record) for record in records])[origin]
+    return Division(
+        pieces,
+        tuple(
+            Part(name, kind, np.flatnonzero((names == name) & ~out), np.flatnonzero((names == name) & out))
+            for name, kind in kinds.items()
+        ),
+    )
+
+
+def source_of(record: Mapping[str, Any]) -> str:
+    """Return which source a clip came from; stores that were made before clips said so hold one."""
+    return str(record.get("source", "data"))
+
+
+def kind_of(record: Mapping[str, Any]) -> Kind:
+    """Return whether a clip is a video or a single picture."""
+    return "images" if record.get("kind") == "images" else "video"
+
+
+def fitting_strides(lengths: Integers, frames: int, strides: Sequence[int], source: str) -> tuple[int, ...]:
     """Return those strides at which a window of `frames` frames fits into the longest clip, or the largest that does.
 
     ValueError says how many frames are needed where even consecutive ones do not fit.
@@ -61,9 +173,9 @@ def fitting_strides(lengths: Integers, frames: int, strides: Sequence[int]) -> t
         return fitting
     if longest < frames:
         raise ValueError(
-            f"the longest training clip has {longest} frames, but a training sample is {frames} frames: add videos of "
-            f"at least {frames} frames"
+            f"the longest training clip of {source} has {longest} frames, but a training sample is {frames} frames: "
+            f"add videos of at least {frames} frames"
         )
     largest = (longest - 1) // (frames - 1) if frames > 1 else 1
-    print(f"no clip is long enough for strides {tuple(strides)}: using every {largest}. frame instead")
+    print(f"no clip of {source} is long enough for strides {tuple(strides)}: using every {largest}. frame instead")
     return (largest,)

@@ -1,6 +1,6 @@
 """What is learned from which batch: Toto's next token, MAE's hidden patches?
 
-Each class is an `Objective` of the loop. Batches are functions of (seed, step) through `ClipSampler`. Those of the
+Each class is an `Objective` of the loop. Batches are functions of (seed, step) through `MixtureSampler`. Those of the
 tokenizers are in `tokenizer_objectives.py`.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toto_robot.data.frames import FrameStore
-from toto_robot.data.sampling import ClipSampler
+from toto_robot.data.mixture import MixtureSampler, read_rows
 from toto_robot.data.tokens import TokenStore
 from toto_robot.models.compute import mae_training_flops, mfu
 from toto_robot.models.hub import save_pretrained
@@ -39,8 +39,8 @@ class TotoObjective:
         model: Toto,
         tokens: TokenStore,
         *,
-        training: ClipSampler,
-        held_out: ClipSampler | None,
+        training: MixtureSampler,
+        held_out: MixtureSampler | None,
         batch_size: int,
         tokenizer_dir: Path,
         forward: nn.Module | None = None,
@@ -64,48 +64,53 @@ class TotoObjective:
         return batches_of(samples, self._held_out, self._batch_size)
 
     def batch(self, step: int) -> Tensor:
-        """Return codes (B, T, P) int64 of step `step`."""
-        return self._codes(self._training, step)
+        """Return ids (B, 1 + T * P) int64 of step `step`: the start id of its kind, then the visual ids."""
+        return self._ids(self._training, step)
 
     def name_batch(self, step: int) -> str:
         """Name the windows of a training batch."""
         return name_windows(self._tokens, self._training, step, self._batch_size)
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy of codes (B, T, P)."""
-        inputs, targets = self.model.pack(batch)
-        logits = self._forward(inputs).logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), {}
+        """Return the mean cross-entropy of what follows ids (B, 1 + T * P)."""
+        logits = self._forward(batch).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), self.model.config.targets(batch).flatten()), {}
 
     def validate(self) -> dict[str, float]:
-        """Return nats per token and accuracy on held-out windows, always the same ones."""
+        """Return nats per token and accuracy on held-out windows, always the same ones; nats by source, if several."""
         if self._held_out is None:
             return {}
         measured = self.measure(self._validation_batches)
-        return {"loss": measured.loss, "accuracy": measured.accuracy}
+        by_source = {f"loss/{name}": one.loss for name, one in measured.sources.items()}
+        return {"loss": measured.loss, "accuracy": measured.accuracy, **(by_source if len(by_source) > 1 else {})}
+
+    def measure(self, batches: int) -> TokenMeasures:
+        """Measure the model on about `batches` batches of held-out windows, as many of each source."""
+        assert self._held_out is not None, "there are no held-out clips"
+        names = list(self._held_out.parts)
+        each = max(1, round(batches / len(names)))
+        return mixed({name: self._measure(self._held_out.alone(name), each) for name in names}, self._held_out.weights)
 
     @torch.no_grad()
-    def measure(self, batches: int) -> TokenMeasures:
-        """Measure the model on `batches` batches of held-out windows."""
-        assert self._held_out is not None, "there are no held-out clips"
+    def _measure(self, sampler: MixtureSampler, batches: int) -> TokenMeasures:
         T, P = self.model.config.frames, self.model.config.tokens_per_frame
         device = self.model.embed.weight.device
         losses = torch.zeros(T * P, dtype=torch.float64)
         counts = torch.zeros(2, dtype=torch.float64)  # guessed by the model, equal to the frame before
         for index in range(batches):
-            codes = self._codes(self._held_out, index).to(device)
-            inputs, targets = self.model.pack(codes)
+            inputs = self._ids(sampler, index).to(device)
+            codes = inputs[:, 1:].unflatten(1, (T, P))
             logits = self._forward(inputs).logits[:, :-1].float()  # (B, T * P, V), without the end token
-            loss = F.cross_entropy(logits.transpose(1, 2), targets[:, :-1], reduction="none")
+            loss = F.cross_entropy(logits.transpose(1, 2), inputs[:, 1:], reduction="none")
             losses += loss.sum(0).double().cpu()
-            right = (logits.argmax(-1) == targets[:, :-1]).unflatten(1, (T, P))[:, 1:]
+            right = (logits.argmax(-1).unflatten(1, (T, P)) == codes)[:, 1:]
             counts += torch.stack([right.sum(), (codes[:, 1:] == codes[:, :-1]).sum()]).double().cpu()
         windows = batches * self._batch_size
         accuracy, copied = (counts / max(1, windows * (T - 1) * P)).tolist()
         return TokenMeasures(losses.div(windows).tolist(), accuracy, copied, windows)
 
     def windows(self, batches: int, *, held_out: bool) -> np.ndarray:
-        """Return the codes (B, T, P) of the first batches that train, or that `measure` takes."""
+        """Return the codes (B, T, P) of the first batches that train, or that are held out, mixed by weight."""
         sampler = self._held_out if held_out else self._training
         assert sampler is not None, "there are no held-out clips"
         return np.concatenate([self._codes(sampler, index).numpy() for index in range(batches)])
@@ -124,12 +129,16 @@ class TotoObjective:
         shutil.copytree(self._tokenizer_dir, directory / "tokenizer")
         save_pretrained(self.model, directory)
 
-    def _codes(self, sampler: ClipSampler, step: int) -> Tensor:
-        frames = self.model.config.frames
-        windows = [
-            self._tokens.window(start, frames, stride) for start, stride in sampler.starts(step, self._batch_size)
-        ]
-        return torch.from_numpy(np.stack(windows).astype(np.int64))
+    def _ids(self, sampler: MixtureSampler, step: int) -> Tensor:
+        drawn = sampler.windows(step, self._batch_size)
+        codes = torch.from_numpy(
+            np.stack([read_rows(self._tokens.tokens, window.rows) for window in drawn]).astype(int)
+        )
+        return self.model.pack(codes, ["image" if window.kind == "images" else "video" for window in drawn])[0]
+
+    def _codes(self, sampler: MixtureSampler, step: int) -> Tensor:
+        sizes = self.model.config
+        return (self._ids(sampler, step)[:, 1:] - sizes.first_visual_id).unflatten(1, (-1, sizes.tokens_per_frame))
 
 
 @dataclass(frozen=True)
@@ -140,11 +149,21 @@ class TokenMeasures:
     accuracy: float  # share of tokens guessed, from the second frame on
     copy_accuracy: float  # share of tokens that equal the same place one frame earlier
     windows: int
+    sources: Mapping[str, TokenMeasures] = field(default_factory=dict)  # the same by source
 
     @property
     def loss(self) -> float:
         """Nats per token."""
         return sum(self.per_position) / len(self.per_position)
+
+
+def mixed(sources: Mapping[str, TokenMeasures], weights: Mapping[str, float]) -> TokenMeasures:
+    """Return what the sources' measures are together, each with its weight."""
+    shares = np.array([weights[name] for name in sources])
+    shares /= shares.sum()
+    means = [(*one.per_position, one.accuracy, one.copy_accuracy) for one in sources.values()]
+    *per_position, accuracy, copied = (shares @ np.array(means)).tolist()
+    return TokenMeasures(per_position, accuracy, copied, sum(one.windows for one in sources.values()), dict(sources))
 
 
 class MAEObjective:
@@ -162,8 +181,8 @@ class MAEObjective:
         model: nn.Module,
         frames: FrameStore,
         *,
-        training: ClipSampler,
-        held_out: ClipSampler | None,
+        training: MixtureSampler,
+        held_out: MixtureSampler | None,
         batch_size: int,
         seed: int,
         forward: Callable[..., Any] | None = None,
@@ -247,26 +266,30 @@ class MAEObjective:
     publish = write_model
 
 
-def name_windows(store: TokenStore | FrameStore, sampler: ClipSampler, step: int, batch_size: int) -> str:
-    """Name the clip, first frame and stride of each window of a batch: "door.mp4 from frame 12 (stride 2), ..."."""
-    ends = np.asarray(store.clip_ends)
+def name_windows(store: TokenStore | FrameStore, sampler: MixtureSampler, step: int, batch_size: int) -> str:
+    """Name what a batch was made of: "door.mp4 from frame 12 (stride 2), ..."; of pictures, each one."""
+    ends, records = np.asarray(store.clip_ends), store.records
     named = []
-    for start, stride in sampler.starts(step, batch_size):
-        clip = int(np.searchsorted(ends, start, side="right"))
-        inside = start - (int(ends[clip - 1]) if clip else 0)
-        named.append(f"{store.records[clip]['name']} from frame {inside} (stride {stride})")
+    for rows, _, kind in sampler.windows(step, batch_size):
+        clips = np.searchsorted(ends, rows, side="right").tolist()
+        if kind == "images":
+            named.append("pictures " + " + ".join(records[clip]["name"] for clip in clips))
+        else:
+            inside = rows[0] - (int(ends[clips[0] - 1]) if clips[0] else 0)
+            stride = rows.step if isinstance(rows, range) else 1
+            named.append(f"{records[clips[0]]['name']} from frame {inside} (stride {stride})")
     return ", ".join(named)
 
 
-def batches_of(samples: int, sampler: ClipSampler | None, batch_size: int) -> int:
+def batches_of(samples: int, sampler: MixtureSampler | None, batch_size: int) -> int:
     """Return how many batches hold `samples` samples, or all that the sampler has."""
     there = samples if sampler is None else min(samples, sampler.samples)
     return max(1, there // batch_size)
 
 
-def read_frames(frames: FrameStore, sampler: ClipSampler, step: int, batch_size: int) -> Tensor:
+def read_frames(frames: FrameStore, sampler: MixtureSampler, step: int, batch_size: int) -> Tensor:
     """Return the frames (B, h, w, 3) uint8 that a sampler of single frames draws for a step."""
-    indices = np.array([start for start, _ in sampler.starts(step, batch_size)])
+    indices = np.array([window.rows[0] for window in sampler.windows(step, batch_size)])
     return torch.from_numpy(frames.read(indices))
 
 

@@ -97,7 +97,7 @@ def train_tokenizer(config: TrainTokenizerConfig, run_dir: Path) -> int:
     if data := config.data:
         stages.run("frames", lambda: prepare(data, frames_dir, config.image_px, config.limit_frames, 1))
     frames = open_frames(frames_dir, config.image_px)
-    division = divide(frames.clip_ends, [r["group"] for r in frames.records], config.val_fraction, config.seed)
+    division = divide(frames.clip_ends, frames.records, config.val_fraction, config.seed)
     trained = stages.run("train", lambda: _train(config, frames, division, run_dir))
     measured = stages.run("validate", lambda: _validate(config, frames, division, run_dir))
     stages.run("pictures", lambda: _draw(config, frames, division, run_dir))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from toto_robot.data.frames import FrameStore
-from toto_robot.data.sampling import ClipSampler
+from toto_robot.data.mixture import MixtureSampler
 from toto_robot.pretrain.loop import step_seed
 from toto_robot.pretrain.objectives import name_windows, read_frames
 from toto_robot.tokenizers.dvae import save_dvae
@@ -28,8 +28,8 @@ class TokenizerObjective:
         model: VQAutoencoder,
         frames: FrameStore,
         *,
-        training: ClipSampler,
-        held_out: ClipSampler | None,
+        training: MixtureSampler,
+        held_out: MixtureSampler | None,
         batch_size: int,
         seed: int,
         plain_steps: int,

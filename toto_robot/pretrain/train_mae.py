@@ -29,8 +29,7 @@ def train_mae(config: PretrainConfig, run_dir: Path, stages: Stages, frames: Fra
     """Do the stages train, validate and pictures; return what the summary says."""
     sizes = config.sizes()
     assert isinstance(sizes, MAEConfig)
-    groups = [record["group"] for record in frames.records]
-    division = divide(frames.clip_ends, groups, config.val_fraction, config.seed)
+    division = divide(frames.clip_ends, frames.records, config.val_fraction, config.seed)
 
     def objective(model: torch.nn.Module, forward: Callable[..., Any] | None = None) -> MAEObjective:
         training, held_out = division.samplers(1, (1,), config.seed)

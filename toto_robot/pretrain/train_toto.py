@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from toto_robot.data.frames import FrameStore
+from toto_robot.data.mixture import Window, read_rows
 from toto_robot.data.tokens import TokenStore
 from toto_robot.encoders.base import autocast, resolve_precision
 from toto_robot.models.compute import peak_flops_per_s
@@ -21,7 +22,7 @@ from toto_robot.pretrain.baselines import copy_previous_nats, unigram_nats
 from toto_robot.pretrain.clips import Division, divide
 from toto_robot.pretrain.config import PretrainConfig
 from toto_robot.pretrain.loop import Objective, compiled, train
-from toto_robot.pretrain.objectives import TotoObjective
+from toto_robot.pretrain.objectives import TokenMeasures, TotoObjective
 from toto_robot.pretrain.optim import choose_device, choose_precision
 from toto_robot.pretrain.pictures import draw_loss, draw_rows
 from toto_robot.pretrain.reporting import peak_memory_gib
@@ -45,8 +46,7 @@ def train_toto(
     """Do the stages train, validate and pictures; return what the summary says. `frames` are only drawn."""
     sizes = config.sizes()
     assert isinstance(sizes, TotoConfig)
-    groups = [record["group"] for record in tokens.records]
-    division = divide(tokens.clip_ends, groups, config.val_fraction, config.seed, sizes.frames)
+    division = divide(tokens.clip_ends, tokens.records, config.val_fraction, config.seed, sizes.frames)
 
     def objective(model: Toto, forward: torch.nn.Module | None = None) -> TotoObjective:
         training, held_out = division.samplers(sizes.frames, config.strides, config.seed)
@@ -133,9 +133,8 @@ def _validate(
         run_dir / "per_position.json",
         {
             "unit": "nats per token",
-            "windows": measured.windows,
-            "per_position": [round(value, 4) for value in measured.per_position],
-            "per_frame": by_frame.round(4).tolist(),
+            **_by_position(measured, tokens.tokens_per_frame),
+            "sources": {name: _by_position(one, tokens.tokens_per_frame) for name, one in measured.sources.items()},
         },
     )
     return {
@@ -149,6 +148,16 @@ def _validate(
         "val_first_frame": round(float(by_frame[0]), 4),
         "val_last_frame": round(float(by_frame[-1]), 4),
         "val_windows": measured.windows,
+        "val_loss_by_source": {name: round(one.loss, 4) for name, one in measured.sources.items()},
+    }
+
+
+def _by_position(measured: TokenMeasures, tokens_per_frame: int) -> dict[str, Any]:
+    by_frame = np.array(measured.per_position).reshape(-1, tokens_per_frame).mean(1)
+    return {
+        "windows": measured.windows,
+        "per_position": [round(value, 4) for value in measured.per_position],
+        "per_frame": by_frame.round(4).tolist(),
     }
 
 
@@ -168,16 +177,19 @@ def _draw(
     tokenizer = load_tokenizer(run_dir / "pretrained_model" / "tokenizer", device)
     T, given = model.config.frames, max(1, model.config.frames // 4)
     training, held_out = division.samplers(T, config.strides, config.seed)
-    windows = _of_different_clips((held_out or training).starts(0, 100 * _CLIPS_DRAWN), division)
-    truth = np.stack([tokens.window(start, T, stride) for start, stride in windows]).astype(np.int64)  # (B, T, P)
+    drawn = (held_out or training).windows(0, 100 * _CLIPS_DRAWN)
+    windows = _of_different_clips([one for one in drawn if one.kind == "video"] or drawn, division)
+    kind = "video" if windows[0].kind == "video" else "image"
+    truth = np.stack([read_rows(tokens.tokens, window.rows) for window in windows]).astype(np.int64)  # (B, T, P)
     generator = torch.Generator(device).manual_seed(config.seed)
     with autocast(resolve_precision(config.precision, device), device):
         prompt = torch.from_numpy(truth[:, :given])
-        made = generate(model, prompt, T - given, temperature=_TEMPERATURE, generator=generator).cpu().numpy()
+        continued = generate(model, prompt, T - given, temperature=_TEMPERATURE, generator=generator, kind=kind)
+    made = continued.cpu().numpy()
     rows = []
-    for index, (start, stride) in enumerate(windows):
+    for index, window in enumerate(windows):
         if frames is not None:
-            rows.append(("video", frames.clip(start, T, stride)))
+            rows.append((kind, read_rows(frames.frames, window.rows)))
         rows.append(("its tokens", _pictures(tokenizer, truth[index], tokens.grid)))
         rows.append(("continued", _pictures(tokenizer, made[index], tokens.grid)))
     title = (
@@ -188,11 +200,11 @@ def _draw(
     return {"summary": "loss.png, continuation.png"}
 
 
-def _of_different_clips(windows: list[tuple[int, int]], division: Division) -> list[tuple[int, int]]:
-    """Return the first few windows of which no two lie in the same clip."""
-    by_clip: dict[int, tuple[int, int]] = {}
-    for start, stride in windows:
-        by_clip.setdefault(int(np.searchsorted(division.ends, start, side="right")), (start, stride))
+def _of_different_clips(windows: list[Window], division: Division) -> list[Window]:
+    """Return the first few windows of which no two begin in the same clip."""
+    by_clip: dict[int, Window] = {}
+    for window in windows:
+        by_clip.setdefault(int(np.searchsorted(division.ends, window.rows[0], side="right")), window)
     return list(by_clip.values())[:_CLIPS_DRAWN]
 
 
