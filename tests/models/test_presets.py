@@ -5,7 +5,9 @@ from __future__ import annotations
 from math import prod
 
 import pytest
+import torch
 
+from toto_robot.models.mae import build_mae
 from toto_robot.models.presets import mae_preset, preset
 from toto_robot.models.toto import Toto
 
@@ -78,8 +80,32 @@ def test_every_preset_has_16_frames_of_4096_tokens_but_the_demo() -> None:
     assert preset("nano").frames * preset("nano").tokens_per_frame == 1024
 
 
-def test_mae_nano_has_the_parameters_of_totos_blocks() -> None:
-    mae = mae_preset("nano")
-    encoder = mae.layers * (4 * mae.width**2 + 2 * mae.width * mae.ffn_width)
-    blocks = sum(size for key, size in matrices("nano").items() if key.startswith("blocks."))
-    assert encoder == pytest.approx(blocks, rel=0.01)
+@pytest.mark.parametrize("name", ["nano", "tiny", "small"])
+def test_mae_has_the_shape_and_the_parameters_of_totos_blocks(name: str) -> None:
+    mae, toto = mae_preset(name), preset(name)
+    for size in ("width", "layers", "heads", "image_px", "tokens_per_frame"):
+        assert getattr(mae, size) == getattr(toto, size), size
+    blocks = sum(parameter.numel() for parameter in Toto(toto, device="meta").blocks.parameters())
+    assert sum(p.numel() for p in build_mae(mae).vit.layers.parameters()) == pytest.approx(blocks, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks_m", "all_m"),
+    [("nano", 5.13, 5.64), ("tiny", 10.65, 11.7), ("small", 33.6, 37.1), ("vit_s16", 21.3, 47.4)],
+)
+def test_counts_of_mae_are_those_of_the_table(name: str, blocks_m: float, all_m: float) -> None:
+    model = build_mae(mae_preset(name))
+    assert sum(p.numel() for p in model.vit.layers.parameters()) / 1e6 == pytest.approx(blocks_m, rel=5e-3)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6 == pytest.approx(all_m, rel=5e-3)
+
+
+def test_vit_b16_is_the_published_mae() -> None:
+    """With the fixed positions; transformers and timm count the same."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    with torch.device("meta"):
+        theirs = ViTMAEForPreTraining(ViTMAEConfig())
+        ours = build_mae(mae_preset("vit_b16"))
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert sum(p.numel() for p in ours.parameters()) == 111_907_840
+    assert sum(p.numel() for p in ours.vit.parameters()) == 85_798_656

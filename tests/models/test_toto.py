@@ -117,7 +117,7 @@ def test_every_preset_builds_and_a_wrong_name_lists_them() -> None:
         assert Toto(preset(name), device="meta").config.name == name
     with pytest.raises(ValueError, match="nano, tiny"):
         preset("huge")
-    with pytest.raises(ValueError, match="nano, base"):
+    with pytest.raises(ValueError, match="nano, tiny"):
         mae_preset("huge")
 
 

@@ -161,7 +161,7 @@ def test_collect_that_fails_is_an_error(tmp_path, monkeypatch):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="no Toto preset 'nanoo'; there are nano"):
         PretrainConfig(model="nanoo")
-    with pytest.raises(ValueError, match="no MAE preset 'huge'; there are nano, base"):
+    with pytest.raises(ValueError, match="no MAE preset 'huge'; there are nano, tiny, small, vit_s16, vit_b16"):
         PretrainConfig(model="mae_huge")
     with pytest.raises(ValueError, match="needs tokenizer="):
         PretrainConfig(tokens="somewhere")

@@ -53,7 +53,7 @@ class PretrainConfig:
     MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "keep_checkpoints", "wandb")
 
     data: str | None = None  # folder of videos, a video or an episode store; null: recorded in simulation by `collect`
-    model: str = "nano"  # Toto: nano tiny small base large 1b a1..a6; baseline: mae_nano mae_base
+    model: str = "nano"  # Toto: nano tiny small base large 1b a1..a6; MAE: mae_nano _tiny _small _vit_s16 _vit_b16
     episodes: int = 150  # episodes of FrankaPick to record where data is null
     frames: str | None = None  # prepared frames of another run (its frames/ folder), instead of data
     tokens: str | None = None  # tokens of another run (its tokens/ folder), with the tokenizer that made them
