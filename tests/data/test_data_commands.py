@@ -281,7 +281,7 @@ def test_info_of_every_kind(recorded: Path, tmp_path: Path, capsys: pytest.Captu
     conversion.convert(recording, tmp_path / "a.hdf5", "robomimic", conversion.Options(), progress=False)
     conversion.convert(recording, tmp_path / "lerobot", "lerobot", conversion.Options(), progress=False)
     prepare_frames(find_sources(recorded), tmp_path / "frames", 16, progress=False)
-    for name, kind in (("a.hdf5", "robomimic file"), ("lerobot", "LeRobot v3 dataset"), ("frames", "frames store")):
+    for name, kind in (("a.hdf5", "robomimic file"), ("lerobot", "LeRobot dataset"), ("frames", "frames store")):
         assert info(InfoConfig(path=str(tmp_path / name)), tmp_path / "run") == 0
         assert kind in capsys.readouterr().out
         assert read_json(tmp_path / "run" / "info.json")["kind"] == kind

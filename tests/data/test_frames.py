@@ -268,13 +268,13 @@ def test_what_is_behind_a_path(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "VideoSource",
     ]
     assert isinstance(both[1], EpisodeSource) and both[1].group == "run/episodes/episode_000000"
-    assert "its 1 loose videos are not used" in capsys.readouterr().out
+    assert "run holds episode stores: its 1 videos are left out" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"two sources would both be called 'videos/a\.mp4'"):
         find_sources(tmp_path / "videos", tmp_path / "videos")
     with pytest.raises(ValueError, match="does not exist; expected a folder of videos"):
         find_sources(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no episode store and no video"):
+    with pytest.raises(ValueError, match="holds no episode store, no LeRobot data set, no video and no picture"):
         find_sources(tmp_path / "empty")
 
 

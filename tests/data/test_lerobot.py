@@ -176,16 +176,16 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"file-000.mp4: episode 0: cannot be read"):
         LeRobotFolder(root).episode(0, ["observation.images.front"])
     info = root / "meta/info.json"
-    info.write_text(info.read_text().replace("v3.0", "v2.1"))
-    with pytest.raises(ValueError, match=r"LeRobot v2.1, this program reads v3"):
+    info.write_text(info.read_text().replace("v3.0", "v1.6"))
+    with pytest.raises(ValueError, match=r"LeRobot v1.6, this program reads v2 and v3"):
         LeRobotFolder(root)
 
 
 def test_frames_are_found_by_time(tmp_path: Path) -> None:
     frames = make_episode(3)["observation.images.front"]
     write_mp4(tmp_path / "a.mp4", list(frames), 10.0)
-    found = frames_at(tmp_path / "a.mp4", np.array([0.2, 0.3, 0.3]), 0.05)
+    found = list(frames_at(tmp_path / "a.mp4", np.array([0.2, 0.3, 0.3]), 0.05))
     for frame, step in zip(found, (2, 3, 3), strict=True):
         assert int(np.abs(frames.astype(int) - frame).mean(axis=(1, 2, 3)).argmin()) == step
     with pytest.raises(BadVideo, match=r"no frame at 9.0000 s, 1 of 2"):
-        frames_at(tmp_path / "a.mp4", np.array([0.1, 9.0]), 0.05)
+        list(frames_at(tmp_path / "a.mp4", np.array([0.1, 9.0]), 0.05))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from make_video import cut_off, damage, make_sound_and_video, make_video, picture
 
-from toto_robot.data.video import BadVideo, decode, find_videos, probe, resize_square, write_mp4
+from toto_robot.data.video import BadVideo, decode, probe, resize_square, write_mp4
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 
@@ -190,13 +190,6 @@ def test_broken_files_are_refused_with_a_reason(tmp_path: Path, name: str, reaso
 def test_a_header_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadVideo, match="cannot be opened as a video"):
         probe(broken("noise", tmp_path))
-
-
-def test_videos_are_found_in_order(tmp_path: Path) -> None:
-    for name in ("b.MP4", "a/z.mkv", "a/notes.txt", ".hidden.mp4", ".git/x.mp4", "c.webm", "._b.MP4"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [str(path.relative_to(tmp_path)) for path in find_videos(tmp_path)] == ["a/z.mkv", "b.MP4", "c.webm"]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (63, 65)])

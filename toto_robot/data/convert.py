@@ -1,4 +1,4 @@
-"""How do episodes get from one format to another whole: our store, a LeRobot v3 folder, a robomimic file?"""
+"""How do episodes get from one format to another whole: our store, a LeRobot folder, a robomimic file?"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from toto_robot.data.tokens import TokenStore
 from toto_robot.data.units import element_names, element_units
 
 _LISTED_ELEMENTS = 40  # of a feature; longer ones (simulator states) are summed up
-_KINDS = {"toto": "episode store", "lerobot": "LeRobot v3 dataset", "robomimic": "robomimic file"}
+_KINDS = {"toto": "episode store", "lerobot": "LeRobot dataset", "robomimic": "robomimic file"}
 
 
 def clip_store_info(path: Path) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def format_of(path: Path) -> str | None:
 
 
 def open_recording(path: Path, *, fps: float | None = None, flip_images: bool = False) -> Recording:
-    """Open what lies at `path`: an episode store (or a folder with one in it), a LeRobot v3 folder, a robomimic file.
+    """Open what lies at `path`: an episode store (or a folder with one in it), a LeRobot folder, a robomimic file.
 
     `fps` and `flip_images` are for robomimic files, which do not say either (robomimic.py). ValueError where nothing of
     the kind is there.
@@ -120,7 +120,7 @@ def _only_store(path: Path) -> Path:
     if not stores:
         kind = store_kind(path)
         what = f"a store of {kind}" if kind else "none of them"
-        raise ValueError(f"expected an episode store, a LeRobot v3 folder or a robomimic file; {path} is {what}")
+        raise ValueError(f"expected an episode store, a LeRobot folder or a robomimic file; {path} is {what}")
     return stores[0]
 
 

@@ -1,21 +1,23 @@
-"""What is there to train on: which video files, or which episodes and cameras of a store, lie behind a path?"""
+"""What is there to train on: which videos, pictures, or episodes and cameras of a data set lie behind a path?"""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from toto_robot.data import images
 from toto_robot.data.episodes import IMAGE_PREFIX, KIND, EpisodeStore
 from toto_robot.data.flat_store import store_kind
+from toto_robot.data.folders import walk
+from toto_robot.data.recipes import RECIPES, recipe_files, recipe_of
 from toto_robot.data.sampling import Kind
-from toto_robot.data.video import EXTENSIONS, Frame, decode, find_videos, probe, resize_square
+from toto_robot.data.video import EXTENSIONS, BadVideo, Frame, decode, probe, resize_square
 
 _BLOCK_FRAMES = 64  # read from an episode store at once
-_SAMPLE_BYTES = 2**20  # of the head and of the tail of a video that its fingerprint covers
+_SAMPLE_BYTES = 2**20  # of the head and of the tail of a file that its fingerprint covers
 
 
 class Source(Protocol):
@@ -47,7 +49,7 @@ class Source(Protocol):
         """Yield square uint8 RGB frames of `size_px`; BadVideo with the reason where they do not all come."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoSource:
     """A video file."""
 
@@ -63,16 +65,7 @@ class VideoSource:
 
     def fingerprint(self) -> str:
         """Hash the size and the first and last MiB of the file; a file that cannot be read says so."""
-        try:
-            size = self.path.stat().st_size
-            digest = hashlib.sha256(str(size).encode())
-            with open(self.path, "rb") as file:
-                digest.update(file.read(_SAMPLE_BYTES))
-                file.seek(max(0, size - _SAMPLE_BYTES))
-                digest.update(file.read(_SAMPLE_BYTES))
-        except OSError as error:  # decoding will fail too, with a reason that is kept
-            return f"unreadable ({error.strerror})"
-        return digest.hexdigest()
+        return file_fingerprint(self.path)
 
     def header(self) -> tuple[int, float]:
         """Read the number of frames and the rate from the header."""
@@ -82,6 +75,33 @@ class VideoSource:
     def frames(self, size_px: int) -> Iterator[Frame]:
         """Decode the file from start to end."""
         return decode(self.path, size_px)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """A picture file: a clip of one frame."""
+
+    id: str
+    path: Path
+    source: str
+    kind: Kind = "images"
+
+    @property
+    def group(self) -> str:
+        """Return the picture itself."""
+        return self.id
+
+    def fingerprint(self) -> str:
+        """Hash the size and the first and last MiB of the file; a file that cannot be read says so."""
+        return file_fingerprint(self.path)
+
+    def header(self) -> tuple[int, float]:
+        """Return one frame, and that it has no rate."""
+        return 1, 0.0
+
+    def frames(self, size_px: int) -> Iterator[Frame]:
+        """Decode the picture."""
+        yield images.decode_image(self.path, size_px)
 
 
 @dataclass(frozen=True)
@@ -123,57 +143,181 @@ class EpisodeSource:
                 yield frame if frame.shape == (size_px, size_px, 3) else resize_square(frame, size_px)
 
 
-def find_sources(*data: str | Path) -> list[Source]:
+@dataclass(frozen=True)
+class ClosedFolder:
+    """A folder that may not be listed: it has no frames, but a reason, which is recorded with the other ones."""
+
+    id: str
+    path: Path
+    source: str
+    reason: str
+    kind: Kind = "video"
+
+    @property
+    def group(self) -> str:
+        """Return the folder itself."""
+        return self.id
+
+    def fingerprint(self) -> str:
+        """Return the reason."""
+        return self.reason
+
+    def header(self) -> tuple[int, float]:
+        """Raise BadVideo with the reason."""
+        raise BadVideo(f"is a folder that cannot be read ({self.reason})")
+
+    def frames(self, size_px: int) -> Iterator[Frame]:
+        """Raise BadVideo with the reason."""
+        raise BadVideo(f"is a folder that cannot be read ({self.reason})")
+
+
+def find_sources(*data: str | Path, limits: Sequence[int] = ()) -> list[Source]:
     """Return the sources behind one or more paths, in an order that only depends on their names.
 
-    A path is a video file, an episode store, or a folder to be searched for both. Where a folder holds stores its loose
-    videos are left out with a printed line: they are pictures of the same episodes (previews, exports), which would end
-    up in training and validation at once. ValueError where nothing is found or two sources would have the same name.
+    A path is a video, an episode store, a LeRobot data set, a folder to be searched for one kind of these or of
+    pictures, or `<recipe>:<folder>` (recipes.py). Where a folder holds several kinds, the first of stores, LeRobot data
+    sets, videos and pictures is used and a line is printed about the others: they mostly are views of the same moments
+    (previews, exports, thumbnails), which would end up in training and validation at once.
+
+    `limits`: use at most so many videos, episodes or pictures of each path (one number: of every path), always the same
+    ones, from all over it. ValueError where nothing is found or two sources would have the same name.
     """
-    sources = [source for path in data for source in _sources_of(Path(path))]
-    names = [source.id for source in sources]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise ValueError(f"two sources would both be called {twice[0]!r}; give folders of different names")
+    if len(limits) not in (0, 1, len(data)) or min(limits, default=1) < 1:
+        raise ValueError(f"expected one limit of at least 1, or one for each of {len(data)} paths, got {list(limits)}")
+    sources: list[Source] = []
+    for place, (path, name) in enumerate(zip(data, source_names(data), strict=True)):
+        found = _sources_of(path, name)
+        sources += _chosen(found, limits[min(place, len(limits) - 1)]) if limits else found
+    seen: set[str] = set()
+    for source in sources:
+        if source.id in seen:
+            raise ValueError(f"two sources would both be called {source.id!r}; give folders of different names")
+        seen.add(source.id)
     return sources
 
 
-def _sources_of(path: Path) -> list[Source]:
+def source_names(data: Sequence[str | Path]) -> list[str]:
+    """Return the name of each path as part of a mixture: its recipe, or its last part, more where two are equal."""
+    parts = [(recipe,) if recipe else path.resolve().parts for recipe, path in map(recipe_of, data)]
+    names, length = [part[-1] for part in parts], 1
+    while len(set(names)) < len(set(parts)) and length < max(map(len, parts)):
+        length += 1
+        twice = {name for name in names if names.count(name) > 1}
+        names = ["/".join(part[-length:]) if name in twice else name for part, name in zip(parts, names, strict=True)]
+    return names
+
+
+def _chosen(sources: Sequence[Source], limit: int) -> list[Source]:
+    """Return `limit` groups, those whose names have the smallest hashes: spread, and always the same."""
+    groups = sorted({source.group for source in sources}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    kept = set(groups[:limit])
+    return [source for source in sources if source.group in kept]
+
+
+@dataclass
+class _Found:
+    """What lies below a folder, by kind."""
+
+    stores: list[Path] = field(default_factory=list)
+    lerobot: list[Path] = field(default_factory=list)
+    videos: list[Path] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
+    closed: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def _sources_of(data: str | Path, name: str) -> list[Source]:
+    recipe, path = recipe_of(data)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; expected a folder of videos, a video or an episode store")
+        raise ValueError(f"{path} does not exist; expected a folder of videos or pictures, a video or an episode store")
     path = path.resolve()
+    if recipe:
+        return _files(recipe_files(recipe, path), RECIPES[recipe].kind, path, name)
     if path.is_file():
-        return [VideoSource(path.name, path, path.name)]
-    stores = find_stores(path)
-    videos = find_videos(path)
-    if stores:
-        if videos:
-            print(f"{path} holds episode stores: its {len(videos)} loose videos are not used")
-        return [source for store in stores for source in _episodes_of(store, path)]
-    if not videos:
-        raise ValueError(f"{path} holds no episode store and no video ({' '.join(EXTENSIONS)})")
-    return [VideoSource(f"{path.name}/{video.relative_to(path)}", video, path.name) for video in videos]
+        if path.suffix.lower() in images.EXTENSIONS:
+            raise ValueError(f"{path} is a single picture; give a folder of pictures")
+        return [VideoSource(path.name, path, name)]
+    found = _scan(path)
+    closed = [ClosedFolder(_below(path, name, folder), folder, name, reason) for folder, reason in found.closed]
+    kinds = {
+        "episode stores": found.stores, "LeRobot data sets": found.lerobot, "videos": found.videos,
+        "pictures": found.pictures,
+    }  # fmt: skip
+    there = [kind for kind, paths in kinds.items() if paths]
+    if not there:
+        reasons = "".join(f"; {folder} cannot be read ({reason})" for folder, reason in found.closed)
+        known = " ".join((*EXTENSIONS, *images.EXTENSIONS))
+        raise ValueError(
+            f"{path} holds no episode store, no LeRobot data set, no video and no picture ({known}){reasons}"
+        )
+    for kind in there[1:]:
+        print(f"{path} holds {there[0]}: its {len(kinds[kind])} {kind} are left out")
+    if found.stores:
+        return [*closed, *(source for store in found.stores for source in _episodes_of(store, path, name))]
+    if found.lerobot:
+        return [*closed, *_lerobot_clips(found.lerobot, path, name)]
+    return [*closed, *_files(found.videos or found.pictures, "video" if found.videos else "images", path, name)]
+
+
+def _scan(folder: Path) -> _Found:
+    found = _Found()
+    for parent, folders, files in walk(folder, lambda path, error: found.closed.append((path, str(error.strerror)))):
+        if "zarr.json" in files:
+            folders.clear()  # a store's own folders are many
+            if store_kind(parent) == KIND:
+                found.stores.append(parent)
+        elif (parent / "meta" / "info.json").is_file():
+            folders.clear()
+            found.lerobot.append(parent)
+        else:
+            found.videos += [parent / name for name in files if Path(name).suffix.lower() in EXTENSIONS]
+            found.pictures += [parent / name for name in files if Path(name).suffix.lower() in images.EXTENSIONS]
+    for paths in (found.stores, found.lerobot, found.videos, found.pictures):
+        paths.sort()
+    return found
 
 
 def find_stores(folder: Path) -> list[Path]:
     """Return the episode stores at or below `folder`, sorted."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        if "zarr.json" in files:
-            folders.clear()  # a store's own folders are many
-            if store_kind(Path(parent)) == KIND:
-                found.append(Path(parent))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-    return sorted(found)
+    return _scan(folder).stores
 
 
-def _episodes_of(path: Path, searched: Path) -> list[Source]:
+def _files(files: Iterable[Path], kind: Kind, searched: Path, name: str) -> list[Source]:
+    made = VideoSource if kind == "video" else ImageSource
+    return [made(_below(searched, name, file), file, name) for file in files]
+
+
+def _below(searched: Path, name: str, path: Path) -> str:
+    return str(Path(name) / path.relative_to(searched))
+
+
+def _episodes_of(path: Path, searched: Path, name: str) -> list[Source]:
     store = EpisodeStore.open(path)
     if not store.cameras:
         raise ValueError(f"{path} holds no images: its keys are {', '.join(store.features)}")
-    name = str(Path(searched.name) / path.relative_to(searched))
     return [
-        EpisodeSource(store, name, index, camera, searched.name)
+        EpisodeSource(store, _below(searched, name, path), index, camera, name)
         for index in range(len(store))
         for camera in store.cameras
     ]
+
+
+def _lerobot_clips(paths: Sequence[Path], searched: Path, name: str) -> list[Source]:
+    try:
+        from toto_robot.data.lerobot_clips import clips_of
+    except ModuleNotFoundError as error:
+        raise ImportError(f"LeRobot data sets need {error.name}: pip install 'toto-robot[data]'") from error
+    return [clip for path in paths for clip in clips_of(path, _below(searched, name, path), name)]
+
+
+def file_fingerprint(path: Path) -> str:
+    """Hash the size and the first and last MiB of a file; a file that cannot be read says so."""
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    except OSError as error:  # decoding will fail too, with a reason that is kept
+        return f"unreadable ({error.strerror})"
+    return digest.hexdigest()

@@ -10,7 +10,6 @@ garbage would become training data.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,7 +32,7 @@ _EARLY_END_S = 0.5  # a file may end this much before what its header promises: 
 
 
 class BadVideo(ValueError):
-    """A video that cannot be used; the message is the reason, without the path."""
+    """A video or picture that cannot be used; the message is the reason, without the path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +46,6 @@ class VideoInfo:
     frames: int  # estimate, for progress bars; 0 unknown
     duration_s: float  # 0 unknown
     codec: str
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """Return the video files below `folder`, sorted; hidden files and folders are left out."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent) / name for name in files if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
 
 
 def probe(path: Path) -> VideoInfo:
