@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from toto_robot.models import mup
 from toto_robot.models.attention import Layout, SelfAttention, Window, sequence_layout
 from toto_robot.models.kv_cache import FrameRing, TokenCache
+from toto_robot.models.loss import LOSS_CHUNK_TOKENS, TokenLosses, mean_cross_entropy, token_losses
 
 Cache = FrameRing | TokenCache
 
@@ -93,10 +94,12 @@ class TotoConfig:
 
 
 class TotoOutput(NamedTuple):
-    """Logits (B, L, V) or None, and features by layer, each (B, L, D)."""
+    """Logits (B, L, V) or None, features by layer, each (B, L, D); where targets were given, what they cost."""
 
     logits: Tensor | None
     features: dict[int, Tensor]
+    loss: Tensor | None = None  # mean over all targets, a scalar that can be differentiated
+    per_token: TokenLosses | None = None  # (B, L), without gradients
 
 
 class RMSNorm(nn.Module):
@@ -173,14 +176,23 @@ class Toto(nn.Module):
             parameter.normal_(0.0, std, generator=generator)
 
     def forward(
-        self, ids: Tensor, *, layers: Sequence[int] = (), logits: bool = True, cache: Cache | None = None
+        self,
+        ids: Tensor,
+        *,
+        layers: Sequence[int] = (),
+        logits: bool = True,
+        cache: Cache | None = None,
+        targets: Tensor | None = None,
+        loss_chunk_tokens: int = LOSS_CHUNK_TOKENS,
+        per_token: bool = False,
     ) -> TotoOutput:
         """Run ids (B, L) int64; return logits (B, L, V) and the features asked for.
 
         Without a cache `ids` is a whole sequence from its start id on. With a ring it is one frame of visual ids a
         call; with a token cache a prefix, then single ids. Layer l is the residual stream after block l, 0 the
-        embedding. With `logits=False` the pass stops at the deepest layer asked for. Raises ValueError for a layer out
-        of range.
+        embedding. With `logits=False` the pass stops at the deepest layer asked for. With `targets` (B, L) it returns
+        their mean cross-entropy, or with `per_token` everyone's, instead of logits, of which at most
+        `loss_chunk_tokens` positions are there at once (`loss.py`). Raises ValueError for a layer out of range.
         """
         config = self.config
         if any(not 0 <= layer <= config.layers for layer in layers):
@@ -199,6 +211,12 @@ class Toto(nn.Module):
             cache.advance()
         elif cache is not None:
             cache.advance(ids.shape[1])
+        if targets is not None:
+            rows, weight = self.norm(x).flatten(0, 1), self.head.weight
+            if per_token:
+                found = token_losses(rows, weight, targets.flatten(), loss_chunk_tokens)
+                return TotoOutput(None, features, per_token=TokenLosses(*(each.view_as(targets) for each in found)))
+            return TotoOutput(None, features, mean_cross_entropy(rows, weight, targets.flatten(), loss_chunk_tokens))
         return TotoOutput(self.logits(x) if logits else None, features)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from toto_robot.models.loss import LOSS_CHUNK_TOKENS
 from toto_robot.models.mae import MAEConfig
 from toto_robot.models.mup import with_mup
 from toto_robot.models.presets import mae_preset, preset
@@ -84,6 +85,7 @@ class PretrainConfig:
     device: str = "auto"  # auto, cpu, cuda or cuda:<n>
     precision: str = "auto"  # auto, bf16 or fp32
     compile: bool = False  # torch.compile: 1.1 times the speed on two cores, after half a minute of compilation
+    loss_chunk_tokens: int = LOSS_CHUNK_TOKENS  # positions whose logits are there at once; on a GPU 8192 may be faster
     checkpoint_every: int = 100  # steps
     eval_every: int = 100  # steps
     keep_checkpoints: int = 2  # newest ones kept

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toto_robot.data.frames import FrameStore
@@ -23,6 +22,7 @@ from toto_robot.data.mixture import MixtureSampler, read_rows
 from toto_robot.data.tokens import TokenStore
 from toto_robot.models.compute import mae_training_flops, mfu
 from toto_robot.models.hub import save_pretrained
+from toto_robot.models.loss import LOSS_CHUNK_TOKENS
 from toto_robot.models.mae import IMAGENET_MEAN, IMAGENET_STD, MAEConfig, mae_config, normalise_pixels
 from toto_robot.models.toto import Toto
 from toto_robot.pretrain.loop import step_seed
@@ -45,6 +45,7 @@ class TotoObjective:
         tokenizer_dir: Path,
         forward: nn.Module | None = None,
         validation_batches: int = 8,
+        loss_chunk_tokens: int = LOSS_CHUNK_TOKENS,
     ) -> None:
         """`forward` is what computes, where that is not `model` itself (its compiled form)."""
         self.model = model
@@ -53,6 +54,7 @@ class TotoObjective:
         self._batch_size, self._validation_batches = batch_size, validation_batches
         self._tokenizer_dir = tokenizer_dir
         self._forward = model if forward is None else forward
+        self._loss_chunk_tokens = loss_chunk_tokens
 
     @property
     def has_held_out(self) -> bool:
@@ -73,8 +75,8 @@ class TotoObjective:
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean cross-entropy of what follows ids (B, 1 + T * P)."""
-        logits = self._forward(batch).logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), self.model.config.targets(batch).flatten()), {}
+        targets = self.model.config.targets(batch)
+        return self._forward(batch, targets=targets, loss_chunk_tokens=self._loss_chunk_tokens).loss, {}
 
     def validate(self) -> dict[str, float]:
         """Return nats per token and accuracy on held-out windows, always the same ones; nats by source, if several."""
@@ -100,10 +102,12 @@ class TotoObjective:
         for index in range(batches):
             inputs = self._ids(sampler, index).to(device)
             codes = inputs[:, 1:].unflatten(1, (T, P))
-            logits = self._forward(inputs).logits[:, :-1].float()  # (B, T * P, V), without the end token
-            loss = F.cross_entropy(logits.transpose(1, 2), inputs[:, 1:], reduction="none")
-            losses += loss.sum(0).double().cpu()
-            right = (logits.argmax(-1).unflatten(1, (T, P)) == codes)[:, 1:]
+            targets = self.model.config.targets(inputs)
+            found = self._forward(
+                inputs, targets=targets, loss_chunk_tokens=self._loss_chunk_tokens, per_token=True
+            ).per_token
+            losses += found.nats[:, :-1].sum(0).double().cpu()  # without the end token
+            right = (found.likeliest[:, :-1].unflatten(1, (T, P)) == codes)[:, 1:]
             counts += torch.stack([right.sum(), (codes[:, 1:] == codes[:, :-1]).sum()]).double().cpu()
         windows = batches * self._batch_size
         accuracy, copied = (counts / max(1, windows * (T - 1) * P)).tolist()

@@ -58,6 +58,7 @@ def train_toto(
             batch_size=config.computed_at_once(),
             tokenizer_dir=tokenizer_dir,
             forward=forward,
+            loss_chunk_tokens=config.loss_chunk_tokens,
         )
 
     def work() -> dict[str, Any]:
