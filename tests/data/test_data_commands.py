@@ -37,7 +37,6 @@ from toto_robot.data.finding import ERROR, WARNING, Finding
 from toto_robot.data.frames import prepare_frames
 from toto_robot.data.recording import open_recording
 from toto_robot.data.sources import find_sources
-from toto_robot.data.tokens import TokenStore
 from toto_robot.run_folder import read_json, write_json
 
 pytestmark = pytest.mark.render
@@ -239,19 +238,9 @@ def test_faults_in_other_formats_are_found(recorded: Path, tmp_path: Path) -> No
     assert found[(1, "frame_index")].step == 7
 
 
-def test_frame_and_token_stores(recorded: Path, tmp_path: Path) -> None:
+def test_frame_stores(recorded: Path, tmp_path: Path) -> None:
     frames = prepare_frames(find_sources(recorded), tmp_path / "frames", 16, progress=False)
     assert findings(frames.path) == []
-    tokens = TokenStore.create(tmp_path / "tokens", grid=(2, 2), vocab=8, image_px=16, tokenizer="t", precision="fp32")
-    codes = np.arange(24).reshape(6, 4) % 8
-    tokens.append(codes, {"name": "a", "group": "a", "frames": 6})
-    tokens.append(codes, {"name": "b", "group": "b", "frames": 6})
-    tokens.finish()
-    tokens.close()
-    assert findings(tokens.path) == []
-    rewrite(tokens.path, "tokens", lambda array: at(array, (8, 1), 300))
-    (finding,) = findings(tokens.path)
-    assert (finding.episode, finding.step) == (1, 2) and "expected tokens below 8, got 300" in finding.what
 
 
 # ---------------------------------------------------------------------------------------------------------------- info

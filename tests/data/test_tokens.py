@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -9,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from crash import all_files, killed_at, run_and_kill
+from crash import all_files, killed_at
 from make_video import make_video
 from torch import Tensor
 
-from toto_robot.data.frames import FrameStore
-from toto_robot.data.tokenize import TokenizeConfig, count_used_codes, tokenize, tokenize_frames
-from toto_robot.data.tokens import TokenStore
+from toto_robot.data.frames import FrameStore, frame_sources, prepare_frames
+from toto_robot.data.sources import find_sources
+from toto_robot.data.token_shards import write_store
+from toto_robot.data.tokenize import TokenizeConfig, tokenize, tokenize_sources
+from toto_robot.data.tokens import TokenSpec, TokenStore, count_used_codes
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
 
 
@@ -43,8 +47,6 @@ def frame_store(path: Path, clips: tuple[int, ...] = (30, 70, 5), size_px: int =
     """Make a frame store of noise with clips of these lengths."""
     from test_frames import ToySource
 
-    from toto_robot.data.frames import prepare_frames
-
     class Noise(ToySource):
         def frames(self, size_px: int):  # type: ignore[no-untyped-def]
             rng = np.random.default_rng(self.seed)
@@ -55,8 +57,8 @@ def frame_store(path: Path, clips: tuple[int, ...] = (30, 70, 5), size_px: int =
 
 
 def tokens_of(frames: FrameStore, path: Path, tokenizer: MeanTokenizer | None = None, **options: object) -> TokenStore:
-    options = {"batch_size": 16, "progress": False, **options}
-    return tokenize_frames(frames, tokenizer or MeanTokenizer(), path, **options)  # type: ignore[arg-type]
+    options = {"image_px": frames.image_px, "batch_size": 16, "unit_frames": 80, "progress": False, **options}
+    return tokenize_sources(frame_sources(frames), tokenizer or MeanTokenizer(), path, **options)  # type: ignore[arg-type]
 
 
 def test_every_frame_is_encoded_in_raster_order(tmp_path: Path) -> None:
@@ -67,7 +69,14 @@ def test_every_frame_is_encoded_in_raster_order(tmp_path: Path) -> None:
     assert store.tokens.dtype == np.uint16
     np.testing.assert_array_equal(store.tokens.read(0, 105), patches.reshape(105, 4))
     np.testing.assert_array_equal(store.clip_ends, frames.clip_ends)
-    assert store.clip_names == frames.clip_names and store.records == frames.records
+    assert store.clip_names == frames.clip_names
+    assert [shard["rows"] for shard in store.shards] == [30, 75], "80 frames a unit, clips are not divided"
+    for record, theirs in zip(store.records, frames.records, strict=True):
+        start, stop = store.bounds(store.clip_names.index(record["name"]))
+        assert record["sha256"] == hashlib.sha256(patches[start:stop].astype(np.uint16).data).hexdigest()
+        assert {key: record[key] for key in ("group", "frames", "fps", "source", "kind")} == {
+            key: theirs[key] for key in ("group", "frames", "fps", "source", "kind")
+        }
     assert (store.grid, store.vocab, store.tokens_per_frame, store.image_px) == ((2, 2), 256, 4, 8)
     assert store.tokenizer == "mean" and store.precision == "fp32"
     for seed in range(3):
@@ -77,17 +86,41 @@ def test_every_frame_is_encoded_in_raster_order(tmp_path: Path) -> None:
 
 def test_windows_equal_zarr(tmp_path: Path) -> None:
     store = tokens_of(frame_store(tmp_path / "f"), tmp_path / "t")
-    theirs = zarr.open_group(tmp_path / "t", mode="r")["data/tokens"]
-    for start, frames, stride in ((0, 16, 1), (30, 16, 4), (104, 1, 9), (7, 33, 3)):
-        window = store.window(start, frames, stride)
-        np.testing.assert_array_equal(window, theirs[start : start + (frames - 1) * stride + 1 : stride])
-        assert window.shape == (frames, 4) and window.flags.writeable and window.dtype == np.uint16
-    with pytest.raises(IndexError):
-        store.window(100, 16, 1)
+    group = zarr.open_group(tmp_path / "t", mode="r")
+    theirs = np.concatenate([group[f"units/{shard['name']}/data/tokens"][:] for shard in store.shards])
+    assert theirs.shape == (105, 4)
+    windows = [(0, 1), (30, 4), (7, 3), (60, 2), (14, 1)]  # across the border of the shards at row 30 too
+    ours = store.windows(windows, 16)
+    assert ours.shape == (5, 16, 4) and ours.flags.writeable and ours.dtype == np.uint16
+    for window, (start, stride) in zip(ours, windows, strict=True):
+        np.testing.assert_array_equal(window, theirs[start : start + 15 * stride + 1 : stride])
+        np.testing.assert_array_equal(window, store.window(start, 16, stride))
+    np.testing.assert_array_equal(store.tokens[::7], theirs[::7])
+    np.testing.assert_array_equal(store.tokens.read(20, 101, 3), theirs[20:101:3])
+    np.testing.assert_array_equal(store.tokens[[104, 0, 29, 30, -1]], theirs[[104, 0, 29, 30, -1]])
+    for wrong in ([(90, 1)], [(-1, 1)], [(0, 0)]):
+        with pytest.raises(IndexError, match="not all windows of 16 rows"):
+            store.windows(wrong, 16)
 
 
-def test_batches_do_not_span_clips(tmp_path: Path) -> None:
-    """Then the tokens of a clip do not depend on where an interrupted run went on."""
+def test_many_shards_are_not_all_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toto_robot.data.joined_array.OPEN_PARTS", 3)
+    frames = frame_store(tmp_path / "f", (5,) * 12)
+    store = tokens_of(frames, tmp_path / "t", unit_frames=5)
+    expected = tokens_of(frames, tmp_path / "one")
+    assert (len(store.shards), len(expected.shards)) == (12, 1)
+    rows = np.random.default_rng(0).permutation(60)
+    np.testing.assert_array_equal(store.tokens.take(rows), expected.tokens.take(rows))
+    np.testing.assert_array_equal(
+        store.windows([(row, 1) for row in rows[rows < 56]], 4),
+        expected.windows([(row, 1) for row in rows[rows < 56]], 4),
+    )
+    assert len(store.tokens._parts) == 3
+    assert store.fingerprint() == expected.fingerprint(), "of tokens and names, not of how they are cut"
+
+
+def test_batches_do_not_span_videos(tmp_path: Path) -> None:
+    """Then the tokens of a video do not depend on its neighbours."""
     seen: list[int] = []
 
     class Counting(MeanTokenizer):
@@ -100,48 +133,25 @@ def test_batches_do_not_span_clips(tmp_path: Path) -> None:
     assert seen == [30, 32, 32, 6, 5]
 
 
-def test_killed_at_every_touch_of_the_disk_and_resumed(tmp_path: Path) -> None:
-    frames = frame_store(tmp_path / "f")
+def test_killed_at_every_touch_of_the_disk_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One shard of two clips; test_tokenize_kill.py has several."""
+    monkeypatch.setattr(
+        "os.fsync", lambda fd: None
+    )  # a touch all the same; a kill does not ask whether it was waited for
+    frames = frame_store(tmp_path / "f", (3, 5))
     tokens_of(frames, tmp_path / "straight")
     expected = all_files(tmp_path / "straight")
     touch = 1
     while killed_at(touch, lambda: tokens_of(frames, tmp_path / "killed")):
         tokens_of(frames, tmp_path / "killed")
+        assert not list(tmp_path.glob(".*")), "what was half-built is gone"
         assert all_files(tmp_path / "killed") == expected, f"killed at touch {touch}"
         shutil.rmtree(tmp_path / "killed")
         touch += 1
     assert touch > 30, "hardly anything was tried"
 
 
-TOKENIZE = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import torch
-from test_tokens import MeanTokenizer, tokens_of
-from toto_robot.data.frames import FrameStore
-torch.set_num_threads(1)
-class Telling(MeanTokenizer):
-    def encode(self, images):
-        print(len(images), flush=True)
-        return super().encode(images)
-tokens_of(FrameStore.open(Path(sys.argv[1])), Path(sys.argv[2]), Telling())
-"""
-
-
-def test_kill_9_while_encoding_and_resume(tmp_path: Path) -> None:
-    frames = frame_store(tmp_path / "f", (30, 700, 200))
-    script = TOKENIZE.format(tests=str(Path(__file__).parent))
-    arguments = [str(tmp_path / "f"), str(tmp_path / "killed")]
-    assert run_and_kill(script, arguments, 20), "in the second clip of 44 batches"
-    with pytest.raises(ValueError, match=r"unfinished \(1 clips so far\)"):
-        TokenStore.open(tmp_path / "killed")
-    assert not run_and_kill(script, arguments, 1000)
-    tokens_of(frames, tmp_path / "straight")
-    assert all_files(tmp_path / "killed") == all_files(tmp_path / "straight")
-
-
-def test_done_clips_are_not_encoded_again_and_new_ones_are_added(tmp_path: Path) -> None:
+def test_done_units_are_not_encoded_again_and_new_clips_are_added(tmp_path: Path) -> None:
     tokens_of(frame_store(tmp_path / "f"), tmp_path / "t")
 
     class Fresh(MeanTokenizer):
@@ -149,33 +159,44 @@ def test_done_clips_are_not_encoded_again_and_new_ones_are_added(tmp_path: Path)
             assert len(images) == 9, "only the new clip"
             return super().encode(images)
 
+    before = all_files(tmp_path / "t")
     tokens_of(frame_store(tmp_path / "f"), tmp_path / "t", Fresh())
+    assert all_files(tmp_path / "t") == before
     more = frame_store(tmp_path / "f", (30, 70, 5, 9))
     assert tokens_of(more, tmp_path / "t", Fresh()).clip_ends.tolist() == [30, 100, 105, 114]
     assert len(TokenStore.open(tmp_path / "t")) == 4
+    after = all_files(tmp_path / "t")
+    assert {name: after[name] for name in before if name.startswith("units/")} == {
+        name: was for name, was in before.items() if name.startswith("units/")
+    }
 
 
 def test_other_makers_are_refused(tmp_path: Path) -> None:
     frames = frame_store(tmp_path / "f")
     tokens_of(frames, tmp_path / "t")
-    with pytest.raises(ValueError, match=r"made with tokenizer mean, fp32, 8 px, not with tokenizer other, fp32, 8 px"):
+    with pytest.raises(ValueError, match="made with tokenizer mean, not other; delete it or use another folder"):
         tokens_of(frames, tmp_path / "t", MeanTokenizer("other"))
-    with pytest.raises(ValueError, match="not with tokenizer mean, bf16"):
+    with pytest.raises(ValueError, match="made with precision fp32, not bf16"):
         tokens_of(frames, tmp_path / "t", precision="bf16")
-    with pytest.raises(ValueError, match="holds the tokens of other clips"):
-        tokens_of(frame_store(tmp_path / "g", (31, 70, 5)), tmp_path / "t")
     with pytest.raises(ValueError, match="frames of 10 px do not divide into patches of 4 px"):
         tokens_of(frame_store(tmp_path / "h", size_px=10), tmp_path / "u")
     with pytest.raises(ValueError, match=r"expected a store of tokens .* is a store of frames"):
         TokenStore.open(tmp_path / "f")
+    with pytest.raises(ValueError, match="is no token store; delete it"):
+        tokens_of(frames, tmp_path / "f")
+    root = json.loads((tmp_path / "t" / "zarr.json").read_text())
+    root["attributes"]["toto_robot"]["schema_version"] = 1
+    (tmp_path / "t" / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(ValueError, match="schema version 1, this program reads version 2: delete it and make it again"):
+        TokenStore.open(tmp_path / "t")
 
 
 def test_tokens_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     about = {"grid": (2, 2), "image_px": 8, "tokenizer": "mean", "precision": "fp32"}
     with pytest.raises(ValueError, match="65536"):
-        TokenStore.create(tmp_path / "t", vocab=70_000, **about)  # type: ignore[arg-type]
-    store = TokenStore.create(tmp_path / "t", vocab=100, **about)  # type: ignore[arg-type]
-    record = {"name": "a", "group": "a", "frames": 3}
+        TokenSpec(vocab=70_000, **about)  # type: ignore[arg-type]
+    spec = TokenSpec(vocab=100, **about)  # type: ignore[arg-type]
+    record = {"name": "a", "group": "a"}
     for codes, message in (
         (np.full((3, 4), 100), r"0..99, got 100..100"),
         (np.full((3, 4), -1), "got -1"),
@@ -183,14 +204,17 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (np.zeros((0, 4), int), "at least one frame"),
     ):
         with pytest.raises(ValueError, match=message):
-            store.append(codes, record)
-    with pytest.raises(ValueError, match="needs group, frames"):
-        store.append(np.zeros((3, 4), int), {"name": "a"})
-    assert len(store) == 0
+            write_store(tmp_path / "t", [(codes, record)], spec)
+    with pytest.raises(ValueError, match="needs group"):
+        write_store(tmp_path / "t", [(np.zeros((3, 4), int), {"name": "a"})], spec)
+    with pytest.raises(ValueError, match=r"unfinished \(0 of 1 units so far\)"):
+        TokenStore.open(tmp_path / "t")
+    with pytest.raises(ValueError, match="none of the 0 sources"):
+        write_store(tmp_path / "empty", [], spec)
 
 
 def test_the_command_goes_from_videos_to_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a real dVAE of toy size: from a folder, then from the frames that the first run left."""
+    """With a real dVAE of toy size: from a folder, then from a frame store of the same videos."""
     make_video(tmp_path / "my_videos" / "a.mp4", 20)
     make_video(tmp_path / "my_videos" / "b.mp4", 3)
     generator = torch.Generator().manual_seed(0)
@@ -201,24 +225,33 @@ def test_the_command_goes_from_videos_to_tokens(tmp_path: Path, capsys: pytest.C
     )
     assert tokenize(config, tmp_path / "run") == 0
     store = TokenStore.open(tmp_path / "run" / "tokens")
-    frames = FrameStore.open(tmp_path / "run" / "frames")
+    frames = prepare_frames(find_sources(config.data), tmp_path / "frames", 32, min_frames=8, progress=False)
     expected = dvae.eval().encode(torch.from_numpy(frames.frames.read(0, 20))).flatten(1)
     np.testing.assert_array_equal(store.tokens.read(0, 20), expected.numpy())
     assert store.tokenizer == dvae.fingerprint() and store.grid == (4, 4)
     told = capsys.readouterr().out
-    assert "1 clips, 20 frames, 320 tokens" in told and "my_videos/b.mp4: has 3 frames" in told
+    assert "1 clips, 20 frames, 320 tokens" in told and "left out: my_videos/b.mp4 has 3 frames" in told
     assert f"{len(np.unique(expected))} of 32 codes are used" in told and count_used_codes(store) > 1
 
     again = TokenizeConfig(
-        data=str(tmp_path / "run" / "frames"), tokenizer=config.tokenizer, out=str(tmp_path / "t"), image_px=32
+        data=str(frames.path), tokenizer=config.tokenizer, out=str(tmp_path / "t"), image_px=32, device="cpu"
     )
     assert tokenize(again, tmp_path / "run2") == 0
-    assert TokenStore.open(tmp_path / "t").content_hash() == store.content_hash()
+    assert TokenStore.open(tmp_path / "t").fingerprint() == store.fingerprint()
     with pytest.raises(ValueError, match="set image_px=32"):
         tokenize(TokenizeConfig(data=again.data, tokenizer=again.tokenizer, image_px=64), tmp_path / "run3")
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"precision": "fp16"}, {"image_px": 4}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"precision": "fp16"},
+        {"image_px": 4},
+        {"engine": "dask"},
+        {"min_frames": 9, "limit_frames": 8},
+    ],
+)
 def test_the_config_checks_itself(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match="must"):
         TokenizeConfig(data="x", tokenizer="y", **wrong)  # type: ignore[arg-type]

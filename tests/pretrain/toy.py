@@ -12,7 +12,8 @@ import torch
 from tests.pretrain.toy_videos import write_plain
 from toto_robot.data.frames import FrameStore, prepare_frames
 from toto_robot.data.sources import find_sources
-from toto_robot.data.tokens import TokenStore
+from toto_robot.data.token_shards import write_store
+from toto_robot.data.tokens import TokenSpec, TokenStore
 from toto_robot.models.mup import learning_rate_scales, with_mup
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.clips import divide
@@ -36,13 +37,11 @@ def token_store(path: Path, clips: int = 8, frames: int = 30) -> TokenStore:
     """Make (or open) a store in which every clip counts upwards: the next token can be learned."""
     if path.exists():
         return TokenStore.open(path)
-    store = TokenStore.create(path, grid=(2, 2), vocab=16, image_px=16, tokenizer="toy", precision="fp32")
-    for clip in range(clips):
-        codes = (np.arange(frames)[:, None] + 3 * np.arange(4) + clip) % 16
-        store.append(codes, {"name": f"clip_{clip}", "group": f"clip_{clip}", "frames": frames})
-    store.finish()
-    store.close()
-    return store
+    spec = TokenSpec(grid=(2, 2), vocab=16, image_px=16, tokenizer="toy", precision="fp32")
+    codes = [(np.arange(frames)[:, None] + 3 * np.arange(4) + clip) % 16 for clip in range(clips)]
+    return write_store(
+        path, [(one, {"name": f"clip_{clip}", "group": f"clip_{clip}"}) for clip, one in enumerate(codes)], spec
+    )
 
 
 def frame_store(path: Path, clips: int = 4, frames: int = 24, size_px: int = 16) -> FrameStore:

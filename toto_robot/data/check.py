@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from toto_robot.data.check_environment import check_environment
+from toto_robot.data.check_tokens import check_tokens
 from toto_robot.data.finding import ERROR, WARNING, Finding, first
 from toto_robot.data.flat_store import store_kind
 from toto_robot.data.frames import FrameStore
 from toto_robot.data.recording import Recording, is_image, open_recording
 from toto_robot.data.shards import Array
-from toto_robot.data.tokens import TokenStore
 from toto_robot.data.units import check_units
 
 _TIME_TOLERANCE_S = 1e-4  # lerobot's own, for a frame and its time
@@ -45,7 +44,7 @@ def check(path: Path, options: Options) -> Iterator[Finding]:
     try:
         kind = store_kind(path)
         if kind in ("frames", "tokens"):
-            yield from _check_clips(path, kind)
+            yield from _check_clips(path) if kind == "frames" else check_tokens(path)
             return
         recording = open_recording(path, fps=options.fps, flip_images=options.flip_images)
     except (ValueError, OSError) as error:
@@ -181,10 +180,9 @@ def _check_success(recording: Recording, index: int, arrays: dict[str, Array]) -
         yield Finding(ERROR, index, len(steps) - 1, "next.success", what)
 
 
-def _check_clips(path: Path, kind: str) -> Iterator[Finding]:
-    """Check a store of frames or tokens."""
-    store: Any = FrameStore.open(path) if kind == "frames" else TokenStore.open(path)
-    rows: Any = store.frames if kind == "frames" else store.tokens
+def _check_clips(path: Path) -> Iterator[Finding]:
+    """Check a store of frames."""
+    store = FrameStore.open(path)
     ends = store.clip_ends
     if len(ends) and (np.diff(ends, prepend=0) < 1).any():
         clip = int(np.argmin(np.diff(ends, prepend=0)))
@@ -193,26 +191,20 @@ def _check_clips(path: Path, kind: str) -> Iterator[Finding]:
         start, stop = store.bounds(clip)
         if record.get("frames", stop - start) != stop - start:
             what = f"expected the {record['frames']} frames of its record, got {stop - start}"
-            yield Finding(ERROR, clip, None, kind, what)
+            yield Finding(ERROR, clip, None, "frames", what)
     if len(store.records) != len(store):
         yield Finding(ERROR, None, None, "records", f"expected {len(store)} records, got {len(store.records)}")
     for clip in range(len(store)):
         try:
-            yield from _check_clip(store, rows, clip, kind)
+            yield from _check_clip(store, clip)
         except (ValueError, OSError, IndexError) as error:
-            yield Finding(ERROR, clip, None, kind, f"expected a readable clip, got: {error}")
+            yield Finding(ERROR, clip, None, "frames", f"expected a readable clip, got: {error}")
 
 
-def _check_clip(store: Any, rows: Any, clip: int, kind: str) -> Iterator[Finding]:
+def _check_clip(store: FrameStore, clip: int) -> Iterator[Finding]:
     start, stop = store.bounds(clip)
     for at in range(start, stop, _BLOCK_ROWS):
-        block = rows.read(at, min(at + _BLOCK_ROWS, stop))
-        if kind == "tokens":
-            for step in first((block >= store.vocab).any(axis=1)):
-                what = f"expected tokens below {store.vocab}, got {block[step].max()}"
-                yield Finding(ERROR, clip, at - start + step, kind, what)
-        else:
-            for finding in _check_images(clip, kind, block):
-                moved = None if finding.step is None else finding.step + at - start
-                # Videos may fade to black: that is no damage.
-                yield Finding(WARNING, clip, moved, kind, finding.what)
+        for finding in _check_images(clip, "frames", store.frames.read(at, min(at + _BLOCK_ROWS, stop))):
+            moved = None if finding.step is None else finding.step + at - start
+            # Videos may fade to black: that is no damage.
+            yield Finding(WARNING, clip, moved, "frames", finding.what)

@@ -146,7 +146,7 @@ class ConvertConfig:
 def convert_data(config: ConvertConfig, run_dir: Path) -> int:
     """Convert a data set; the target appears when it is whole, and one that exists is left alone.
 
-    A store of ours may be compressed (any kind: episodes, frames, tokens), or made to grow again with compression=none.
+    A store of episodes or frames may be compressed, or made to grow again with compression=none.
     Numbers are exact in every format. Images are exact in ours and in robomimic's, and in LeRobot's with lossless=true;
     its video is a few grey levels off.
     """

@@ -3,7 +3,7 @@
     compress_store(Path("episodes"), Path("episodes-small"))  # our rendered video: 6 times smaller, with zstd 10 times
     compress_store(Path("episodes-small"), Path("again"), codec="none")  # back: the same bytes as the first one
 
-The copy holds what the source had committed when it was opened, of any kind (episodes, frames, tokens), also where the
+The copy holds what the source had committed when it was opened, of episodes or frames, also where the
 source was itself compressed or written by zarr. It appears under its name when it is whole.
 """
 
@@ -41,8 +41,9 @@ def compress_store(
     source, target = Path(source), Path(target)
     require_codec(codec)
     kind = store_kind(source)
-    if kind is None:
-        raise ValueError(f"expected a store (episodes, frames or tokens) at {source}, and there is none")
+    if kind not in ("episodes", "frames"):
+        what = f"a store of {kind}, which stays as it is" if kind else "none"
+        raise ValueError(f"expected a store of episodes or frames at {source}, and there is {what}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already; delete it, or choose another path")
     store = FlatStore.open(source, kind=kind, made_by="the command that made it")

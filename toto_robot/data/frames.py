@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from toto_robot.data.flat_store import FlatStore, store_kind
 from toto_robot.data.sampling import Integers, split_by_group
 from toto_robot.data.sharded_array import ShardedArray
-from toto_robot.data.sources import Source
+from toto_robot.data.sources import Kind, Source
 from toto_robot.data.video import BadVideo, Frame
 from toto_robot.run_folder import read_json, write_json
 
@@ -95,6 +96,61 @@ class FrameStore:
     def fingerprint(self) -> str:
         """Return the SHA-256 over the pixels and names of all clips, from the hashes taken when they were written."""
         return hashlib.sha256(repr([(r["name"], r["pixels_sha256"]) for r in self.records]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """A clip of a frame store, as something to be tokenized."""
+
+    store: FrameStore
+    clip: int
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Return what the store says about the clip."""
+        return self.store.records[self.clip]
+
+    @property
+    def id(self) -> str:
+        """Return the name of the clip."""
+        return str(self.record["name"])
+
+    @property
+    def group(self) -> str:
+        """Return the group of the clip."""
+        return str(self.record["group"])
+
+    @property
+    def source(self) -> str:
+        """Return the part of the mixture that the clip came from."""
+        return str(self.record.get("source", self.store.path.name))
+
+    @property
+    def kind(self) -> Kind:
+        """Return whether the frames follow each other."""
+        kind: Kind = self.record.get("kind", "video")
+        return kind
+
+    def fingerprint(self) -> str:
+        """Return the hash of the pixels that was taken when they were written."""
+        return str(self.record["pixels_sha256"])
+
+    def header(self) -> tuple[int, float]:
+        """Return the length of the clip and its rate."""
+        return int(self.record["frames"]), float(self.record["fps"])
+
+    def frames(self, size_px: int) -> Iterator[Frame]:
+        """Read the frames; ValueError where another size than the stored one is wanted."""
+        if size_px != self.store.image_px:
+            raise ValueError(f"expected frames of {size_px} px, got {self.store.image_px} px")
+        start, stop = self.store.bounds(self.clip)
+        for first in range(start, stop, _BLOCK_FRAMES):
+            yield from self.store.frames.read(first, min(first + _BLOCK_FRAMES, stop))
+
+
+def frame_sources(store: FrameStore) -> list[Source]:
+    """Return the clips of a frame store as sources, in their order."""
+    return [FrameSource(store, clip) for clip in range(len(store))]
 
 
 def is_frame_store(path: Path) -> bool:

@@ -44,6 +44,7 @@ def clip_store_info(path: Path) -> dict[str, Any] | None:
     if kind == "tokens":
         own = {"grid": list(store.grid), "vocab": store.vocab, "tokenizer": store.tokenizer}
         info |= {**own, "precision": store.precision, "tokens": info["frames"] * store.tokens_per_frame}
+        info |= {"shards": len(store.shards), "left_out": len(store.skipped), "fingerprint": store.fingerprint()}
     return info
 
 

@@ -11,6 +11,7 @@ callers that go through an array row by row. Fork and threads are fine: results 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections import OrderedDict
@@ -70,6 +71,13 @@ class ShardedArray:
             return self.read(start, max(start, stop), step) if step > 0 else self.take(np.arange(start, stop, step))
         taken = self.take(np.atleast_1d(np.asarray(key)))
         return taken[0] if np.ndim(key) == 0 else taken
+
+    def mapped(self) -> Array | None:
+        """Return all rows as a read-only view of the file where they lie uncompressed in a single shard, else None."""
+        if self.layout is None or not 0 < self.rows <= self.layout.shard_rows:
+            return None
+        rows = self._shard(0, self.layout)
+        return rows[: self.rows] if isinstance(rows, np.ndarray) else None
 
     def read(self, start: int, stop: int, step: int = 1) -> Array:
         """Return rows start, start + step, ... below stop as (n, *row_shape); IndexError outside the array."""
@@ -150,9 +158,11 @@ class ShardedArray:
 
     def _shard(self, shard: int, layout: Layout) -> Array | EncodedShard:
         """Return the rows of a shard as a memmap, or the shard to decode where they do not lie in one piece; cached."""
-        if shard in self._shards:
-            self._shards.move_to_end(shard)
-            return self._shards[shard]
+        known = self._shards.get(shard)
+        if known is not None:
+            with contextlib.suppress(KeyError):  # another thread may just have let go of it
+                self._shards.move_to_end(shard)
+            return known
         needed = min(layout.shard_rows, self.rows - shard * layout.shard_rows)
         opened = _open_shard(self.folder / layout.shard_name(shard), layout, needed)
         self._shards[shard] = opened

@@ -44,12 +44,18 @@ _INDEX_CODECS = [_LITTLE_ENDIAN, {"name": "crc32c"}]
 
 
 def array_metadata(
-    dtype: str, row_shape: Sequence[int], *, codec: str = "none", chunk_rows: int | None = None
+    dtype: str,
+    row_shape: Sequence[int],
+    *,
+    codec: str = "none",
+    chunk_rows: int | None = None,
+    total_rows: int | None = None,
 ) -> dict[str, Any]:
     """Return the `zarr.json` of an empty array with rows of `row_shape`.
 
     `codec` is one of codecs.CODECS, `chunk_rows` the images in a compressed chunk (None: COMPRESSED_IMAGE_ROWS); other
-    rows are cut as without a codec. ValueError for a dtype not in DTYPES, another codec, an empty row or chunk.
+    rows are cut as without a codec. An array that will have `total_rows` gets one shard that just holds them.
+    ValueError for a dtype not in DTYPES, another codec, an empty row or chunk.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
@@ -58,6 +64,7 @@ def array_metadata(
     itemsize = np.dtype(dtype).itemsize
     chosen = named_codec(codec, itemsize)
     chunk_rows = _chunk_rows(itemsize * math.prod(row_shape), chosen, chunk_rows)
+    shard_chunks = CHUNKS_PER_SHARD if total_rows is None else max(1, -(-total_rows // chunk_rows))
     sharding = {
         "chunk_shape": [chunk_rows, *row_shape],
         "codecs": [_LITTLE_ENDIAN if itemsize > 1 else {"name": "bytes"}, *chosen.metadata()],
@@ -69,7 +76,7 @@ def array_metadata(
         "data_type": dtype,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [chunk_rows * CHUNKS_PER_SHARD, *row_shape]},
+            "configuration": {"chunk_shape": [chunk_rows * shard_chunks, *row_shape]},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "." if chosen.raw else "/"}},
         "fill_value": False if dtype == "bool" else 0.0 if dtype.startswith("float") else 0,

@@ -1,173 +1,257 @@
-"""How do the frames of all clips become tokens, once, and go on after a kill?"""
+"""How do videos become a token store, by one process or many, and go on after a kill?
+
+A manifest of units is planned once (manifest.py); each process does its share of the units that have no shard yet
+(share.py, token_job.py), and whoever finds that none is missing lists them in the root: the store is finished. Nothing
+else is agreed on, so any number of processes may come, die and come again.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
-from toto_robot.data.flat_store import store_kind
-from toto_robot.data.frames import FrameStore, is_frame_store, prepare_frames
-from toto_robot.data.sources import find_sources
-from toto_robot.data.tokens import TokenStore
+from toto_robot.data.frames import FrameStore, frame_sources, is_frame_store
+from toto_robot.data.manifest import RESIZE, Manifest, changed_since, read_entries
+from toto_robot.data.share import Share, local_rank, processes_here, share_from
+from toto_robot.data.sources import Source, find_sources
+from toto_robot.data.token_job import TokenJob
+from toto_robot.data.token_shards import create_store, first_unfinished, remove_leftovers, seal_store, skipped_by_unit
+from toto_robot.data.tokens import MANIFEST, TokenSpec, TokenStore, count_used_codes, open_root
 from toto_robot.run_folder import provenance as run_provenance
+from toto_robot.run_folder import write_text
 from toto_robot.tokenizers.base import Tokenizer
 from toto_robot.tokenizers.load import load_tokenizer
 
 PRECISIONS = ("fp32", "bf16")
+ENGINES = ("local", "ray", "plan")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeConfig:
-    """What to turn into tokens, and with what."""
+    """What to turn into tokens, with what, and by whom."""
+
+    MAY_CHANGE = ("batch_size", "device", "decoders", "engine", "workers", "retry")
 
     data: str  # folder of videos, a video, an episode store (or a folder with one), or a frame store
     tokenizer: str  # folder of a saved tokenizer, as `train-tokenizer` leaves it in pretrained_model
     out: str | None = None  # token store to write or continue; default <run>/tokens
     image_px: int = 64  # side of the square frames, pixels
-    limit_frames: int | None = None  # stop after that many frames; default all
-    min_frames: int = 16  # shorter clips are left out
+    limit_frames: int | None = None  # take sources up to that many frames, by their headers; default all
+    min_frames: int = 16  # shorter videos are left out
+    unit_frames: int = 16384  # about so many frames are one unit of work and one shard
     batch_size: int = 64  # frames per call of the tokenizer
     device: str = "auto"  # auto | cpu | cuda | cuda:<n>
     precision: str = "fp32"  # fp32 | bf16 (a few per cent of the tokens differ)
+    decoders: int = 0  # threads that decode; 0: one for every two cores
+    engine: str = "local"  # local (this process's share) | ray (workers on a Ray cluster) | plan (the manifest only)
+    workers: int = 2  # engine=ray: how many actors, each with a tokenizer of its own
+    retry: bool = False  # try sources again that were left out; those that have changed are tried anyway
 
     def __post_init__(self) -> None:
-        _check(self.batch_size, self.precision)
         if self.image_px < 8:
             raise ValueError(f"image_px must be at least 8, got {self.image_px}")
+        if self.batch_size < 1 or self.unit_frames < 1 or self.workers < 1 or self.decoders < 0:
+            raise ValueError("batch_size, unit_frames and workers must be at least 1, decoders at least 0")
+        if self.min_frames < 1 or (self.limit_frames is not None and self.limit_frames < self.min_frames):
+            raise ValueError(f"1 <= min_frames <= limit_frames must hold; got {self.min_frames}, {self.limit_frames}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+
+    def settings(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Return what the manifest holds: all that decides what is encoded, and how."""
+        return job_settings(
+            tokenizer,
+            image_px=self.image_px,
+            precision=self.precision,
+            min_frames=self.min_frames,
+            limit_frames=self.limit_frames,
+            unit_frames=self.unit_frames,
+        )
 
 
 def tokenize(config: TokenizeConfig, run_dir: Path) -> int:
-    """Decode what `data` holds into `<run>/frames` (kept for training) and write its tokens; a rerun continues."""
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    device = best if config.device == "auto" else config.device
+    """Do this process's share of turning `data` into tokens; the same command continues, and adds new files."""
+    device = choose_job_device(config.device)
     tokenizer = load_tokenizer(Path(config.tokenizer), device)
-    about = run_provenance(data=config.data, tokenizer=tokenizer.fingerprint())
-    frames = _frames(config, run_dir, about)
     out = Path(config.out) if config.out else run_dir / "tokens"
-    tokens = tokenize_frames(
-        frames,
-        tokenizer,
-        out,
-        batch_size=config.batch_size,
-        device=device,
-        precision=config.precision,
-        provenance={**about, "frames": frames.fingerprint()},
-    )
-    rows, used = len(tokens.tokens), count_used_codes(tokens)
-    print(f"{out}: {len(tokens)} clips, {rows} frames, {rows * tokens.tokens_per_frame} tokens")
-    print(f"{used} of {tokens.vocab} codes are used")
+    sources = job_sources(config)
+    about = run_provenance(data=config.data, tokenizer=tokenizer.fingerprint())
+    share = share_from() if config.engine == "local" else Share()
+    manifest = open_manifest(out, sources, config.settings(tokenizer), about, share, retry=config.retry)
+    if config.engine == "plan":
+        print(f"{out / MANIFEST}: {len(manifest.units)} units of {len(sources)} sources")
+        return 0
+    if config.engine == "ray":
+        from toto_robot.data.tokenize_ray import run_with_ray
+
+        run_with_ray(config, out, manifest, first_unfinished(out, len(manifest.units)))
+    else:
+        _run_share(config, out, manifest, sources, tokenizer, device, about, share)
+    missing = first_unfinished(out, len(manifest.units))
+    if missing:
+        print(f"{out}: this process's units are done, {len(missing)} of {len(manifest.units)} are left to others")
+        return 0
+    _report(seal_store(out, TokenSpec.of(manifest.settings), len(manifest.units)))
+    if share.world_size == 1:
+        remove_leftovers(out)
     return 0
 
 
-def tokenize_frames(
-    frames: FrameStore,
+def tokenize_sources(
+    sources: Sequence[Source],
     tokenizer: Tokenizer,
-    out_dir: Path,
+    out: Path,
     *,
+    image_px: int,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
+    min_frames: int = 1,
+    limit_frames: int | None = None,
+    unit_frames: int = TokenizeConfig.unit_frames,
+    decoders: int = 1,
     provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> TokenStore:
-    """Encode every clip of `frames` that `out_dir` does not hold yet, in order, and return the finished token store.
+    """Encode every source that `out` does not hold yet in this process, and return the finished store.
 
-    A batch never spans two clips, so that the tokens of a clip do not depend on where an interrupted run stopped.
-    ValueError where `out_dir` was made by another tokenizer or precision, from other frames, or the sizes do not fit.
+    ValueError where `out` was made with other settings, or no source can be used; OSError where the disk is full.
     """
-    _check(batch_size, precision)
-    if frames.image_px % tokenizer.stride:
-        raise ValueError(f"frames of {frames.image_px} px do not divide into patches of {tokenizer.stride} px")
-    store = _open_or_create(Path(out_dir), frames, tokenizer, precision, provenance or {})
-    todo = range(len(store), len(frames))
-    done = len(store.tokens)
-    try:
-        with tqdm(
-            total=len(frames.frames), initial=done, desc="tokens", unit="frame", disable=not progress or not todo
-        ) as bar:
-            for clip in todo:
-                start, stop = frames.bounds(clip)
-                codes = [
-                    _encode(frames.frames.read(first, min(first + batch_size, stop)), tokenizer, device, precision)
-                    for first in range(start, stop, batch_size)
-                ]
-                store.append(np.concatenate(codes), frames.records[clip])
-                bar.update(stop - start)
-        store.finish()
-    finally:
-        store.close()
-    return store
+    settings = job_settings(
+        tokenizer, image_px=image_px, precision=precision, min_frames=min_frames, limit_frames=limit_frames,
+        unit_frames=unit_frames,
+    )  # fmt: skip
+    about = dict(provenance or {})
+    manifest = open_manifest(out, sources, settings, about, Share(), progress=progress)
+    job = TokenJob(
+        out, manifest, sources, tokenizer,
+        batch_size=batch_size, device=device, decoders=decoders, provenance=about,
+    )  # fmt: skip
+    for _ in job.run(first_unfinished(out, len(manifest.units)), progress=progress):
+        pass
+    remove_leftovers(out)
+    return seal_store(out, TokenSpec.of(manifest.settings), len(manifest.units))
 
 
-def count_used_codes(tokens: TokenStore, sample_frames: int = 4096) -> int:
-    """Return how many different codes occur in an even sample of the frames: few of them mean a collapsed tokenizer."""
-    step = max(1, len(tokens.tokens) // sample_frames)
-    return len(np.unique(tokens.tokens[::step]))
+def job_settings(
+    tokenizer: Tokenizer,
+    *,
+    image_px: int,
+    precision: str,
+    min_frames: int,
+    limit_frames: int | None,
+    unit_frames: int,
+) -> dict[str, Any]:
+    """Return the settings of a manifest; ValueError where the frames do not divide into the tokenizer's patches."""
+    if image_px % tokenizer.stride:
+        raise ValueError(f"frames of {image_px} px do not divide into patches of {tokenizer.stride} px")
+    side = image_px // tokenizer.stride
+    spec = TokenSpec(
+        grid=(side, side),
+        vocab=tokenizer.vocab,
+        image_px=image_px,
+        tokenizer=tokenizer.fingerprint(),
+        precision=precision,
+    )
+    limits = {"min_frames": min_frames, "limit_frames": limit_frames, "unit_frames": unit_frames}
+    return {**spec.attributes(), **limits, "resize": RESIZE}
 
 
-@torch.inference_mode()
-def _encode(
-    images: npt.NDArray[np.uint8], tokenizer: Tokenizer, device: torch.device | str, precision: str
-) -> npt.NDArray[np.int64]:
-    """Return the codes (n, P) of images (n, h, w, 3)."""
-    batch = torch.from_numpy(images).to(device)
-    with torch.autocast(batch.device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
-        codes = tokenizer.encode(batch)
-    return codes.flatten(1).cpu().numpy()
+def open_manifest(
+    out: Path,
+    sources: Sequence[Source],
+    settings: Mapping[str, Any],
+    about: Mapping[str, Any],
+    share: Share,
+    *,
+    retry: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """Return the manifest of the job in `out`: planned now, or before, with the sources that came since.
+
+    Where several processes work they must agree, so only a single one adds what came since. ValueError where `out` was
+    made with other settings, or holds something else.
+    """
+    if not (out / MANIFEST).exists():
+        planned = Manifest(settings, ()).extended(read_entries(sources, progress=progress))
+        create_store(out, TokenSpec.of(settings), planned.text(), about)
+    open_root(out)
+    manifest = Manifest.read(out / MANIFEST)
+    if manifest.settings != settings:
+        changed = [key for key in settings if manifest.settings.get(key) != settings[key]]
+        what = ", ".join(f"{key} {_short(manifest.settings.get(key))}, not {_short(settings[key])}" for key in changed)
+        raise ValueError(f"{out} was made with {what}; delete it or use another folder")
+    skipped = skipped_by_unit(out) if share.world_size == 1 else {}
+    new = changed_since(manifest, sources, skipped, retry=retry)
+    if not new:
+        return manifest
+    if share.world_size > 1:
+        print(f"{len(new)} sources came or changed since the manifest was made: a single process can add them later")
+        return manifest
+    extended = manifest.extended(read_entries(new, progress=progress))
+    write_text(out / MANIFEST, extended.text())
+    return extended
 
 
-def _open_or_create(
-    path: Path, frames: FrameStore, tokenizer: Tokenizer, precision: str, provenance: Mapping[str, Any]
-) -> TokenStore:
-    side = frames.image_px // tokenizer.stride
-    if store_kind(path) is None:
-        return TokenStore.create(
-            path,
-            grid=(side, side),
-            vocab=tokenizer.vocab,
-            image_px=frames.image_px,
-            tokenizer=tokenizer.fingerprint(),
-            precision=precision,
-            provenance=provenance,
-        )
-    store = TokenStore.open(path, partial=True)
-    made = (store.tokenizer, store.precision, store.image_px)
-    now = (tokenizer.fingerprint(), precision, frames.image_px)
-    if made != now:
-        named = "tokenizer {:.12}, {}, {} px".format
-        advice = "delete it or use another folder"
-        raise ValueError(f"{path} was made with {named(*made)}, not with {named(*now)}; {advice}")
-    if store.records != frames.records[: len(store)]:
-        raise ValueError(f"{path} holds the tokens of other clips than {frames.path}; delete it or use another folder")
-    return store
-
-
-def _frames(config: TokenizeConfig, run_dir: Path, about: Mapping[str, Any]) -> FrameStore:
+def job_sources(config: TokenizeConfig) -> list[Source]:
+    """Return what is behind `data`: videos and episodes, or the clips of a frame store."""
     if not is_frame_store(Path(config.data)):
-        return prepare_frames(
-            find_sources(config.data),
-            run_dir / "frames",
-            config.image_px,
-            limit_frames=config.limit_frames,
-            min_frames=config.min_frames,
-            provenance=about,
-        )
+        return find_sources(config.data)
     frames = FrameStore.open(Path(config.data))
     if frames.image_px != config.image_px:
         raise ValueError(f"{config.data} holds frames of {frames.image_px} px; set image_px={frames.image_px}")
-    return frames
+    return frame_sources(frames)
 
 
-def _check(batch_size: int, precision: str) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+def choose_job_device(name: str) -> str:
+    """Return the device of this process: where several share a machine, each takes the GPU of its number."""
+    if name != "auto":
+        return name
+    return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
+def decoder_threads(config: TokenizeConfig) -> int:
+    """Return how many threads decode: by default half of the cores that are this process's."""
+    return config.decoders or max(1, len(os.sched_getaffinity(0)) // processes_here() // 2)
+
+
+def _run_share(
+    config: TokenizeConfig,
+    out: Path,
+    manifest: Manifest,
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    device: str,
+    about: Mapping[str, Any],
+    share: Share,
+) -> None:
+    mine = set(share.of(len(manifest.units)))
+    todo = [unit for unit in first_unfinished(out, len(manifest.units)) if unit in mine]
+    if share.world_size > 1:
+        print(f"process {share.rank} of {share.world_size}: {len(todo)} of {len(manifest.units)} units")
+    job = TokenJob(
+        out, manifest, sources, tokenizer,
+        batch_size=config.batch_size, device=device, decoders=decoder_threads(config),
+        provenance={**about, "rank": share.rank, "world_size": share.world_size, "batch_size": config.batch_size},
+    )  # fmt: skip
+    for _ in job.run(todo):
+        pass
+
+
+def _report(tokens: TokenStore) -> None:
+    rows, used, skipped = len(tokens.tokens), count_used_codes(tokens), len(tokens.skipped)
+    print(f"{tokens.path}: {len(tokens)} clips, {rows} frames, {rows * tokens.tokens_per_frame} tokens")
+    print(f"{used} of {tokens.vocab} codes are used")
+    if skipped:
+        print(f"{skipped} sources were left out: {tokens.path / 'skipped.json'}")
+
+
+def _short(value: object) -> str:
+    return f"{value:.12}" if isinstance(value, str) else str(value)

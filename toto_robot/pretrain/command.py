@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from toto_robot.data.frames import FrameStore
-from toto_robot.data.tokenize import count_used_codes, tokenize_frames
-from toto_robot.data.tokens import TokenStore
+from toto_robot.data.frames import FrameStore, frame_sources
+from toto_robot.data.tokenize import tokenize_sources
+from toto_robot.data.tokens import TokenStore, count_used_codes
 from toto_robot.encoders.base import resolve_precision
 from toto_robot.models.mae import MAEConfig
 from toto_robot.models.toto import TotoConfig
@@ -129,7 +129,10 @@ def _tokens(
         precision = resolve_precision(config.precision, device)
         about = provenance(tokenizer=tokenizer.fingerprint(), frames=frames.fingerprint())
         tokenizer.to(device)
-        made = tokenize_frames(frames, tokenizer, out, device=device, precision=precision, provenance=about)
+        made = tokenize_sources(
+            frame_sources(frames), tokenizer, out,
+            image_px=frames.image_px, device=device, precision=precision, provenance=about,
+        )  # fmt: skip
         count, used = len(made.tokens) * made.tokens_per_frame, count_used_codes(made)
         return {"summary": f"{count} tokens, {used} of {made.vocab} codes", "tokens": count, "codes_used": used}
 
