@@ -89,18 +89,19 @@ def test_windows_equal_zarr(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "t", mode="r")
     theirs = np.concatenate([group[f"units/{shard['name']}/data/tokens"][:] for shard in store.shards])
     assert theirs.shape == (105, 4)
-    windows = [(0, 1), (30, 4), (7, 3), (60, 2), (14, 1)]  # across the border of the shards at row 30 too
-    ours = store.windows(windows, 16)
-    assert ours.shape == (5, 16, 4) and ours.flags.writeable and ours.dtype == np.uint16
-    for window, (start, stride) in zip(ours, windows, strict=True):
-        np.testing.assert_array_equal(window, theirs[start : start + 15 * stride + 1 : stride])
-        np.testing.assert_array_equal(window, store.window(start, 16, stride))
+    windows = [range(start, start + 15 * stride + 1, stride) for start, stride in ((0, 1), (30, 4), (7, 3), (60, 2))]
+    windows.append(range(14, 30))  # up to the border of the shards, and (7, 3) across it
+    ours = store.windows([*windows, tuple(range(100, 20, -5))])
+    assert ours.shape == (6, 16, 4) and ours.flags.writeable and ours.dtype == np.uint16
+    for window, rows in zip(ours, [*windows, range(100, 20, -5)], strict=True):
+        np.testing.assert_array_equal(window, theirs[list(rows)])
+    np.testing.assert_array_equal(ours[1], store.window(30, 16, 4))
     np.testing.assert_array_equal(store.tokens[::7], theirs[::7])
     np.testing.assert_array_equal(store.tokens.read(20, 101, 3), theirs[20:101:3])
     np.testing.assert_array_equal(store.tokens[[104, 0, 29, 30, -1]], theirs[[104, 0, 29, 30, -1]])
-    for wrong in ([(90, 1)], [(-1, 1)], [(0, 0)]):
-        with pytest.raises(IndexError, match="not all windows of 16 rows"):
-            store.windows(wrong, 16)
+    for wrong in (range(90, 106), range(-1, 15), range(105, 121), (3, 105), (0, -106)):
+        with pytest.raises(IndexError, match="the 105 rows"):
+            store.windows([wrong])
 
 
 def test_many_shards_are_not_all_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,10 +112,8 @@ def test_many_shards_are_not_all_open_at_once(tmp_path: Path, monkeypatch: pytes
     assert (len(store.shards), len(expected.shards)) == (12, 1)
     rows = np.random.default_rng(0).permutation(60)
     np.testing.assert_array_equal(store.tokens.take(rows), expected.tokens.take(rows))
-    np.testing.assert_array_equal(
-        store.windows([(row, 1) for row in rows[rows < 56]], 4),
-        expected.windows([(row, 1) for row in rows[rows < 56]], 4),
-    )
+    windows = [range(row, row + 4) for row in rows[rows < 56].tolist()]
+    np.testing.assert_array_equal(store.windows(windows), expected.windows(windows))
     assert len(store.tokens._parts) == 3
     assert store.fingerprint() == expected.fingerprint(), "of tokens and names, not of how they are cut"
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from toto_robot.data.flat_store import FlatStore, store_kind
-from toto_robot.data.sampling import Integers, split_by_group
+from toto_robot.data.sampling import Integers, Kind, split_by_group
 from toto_robot.data.sharded_array import ShardedArray
-from toto_robot.data.sources import Kind, Source
+from toto_robot.data.sources import Source
 from toto_robot.data.video import BadVideo, Frame
 from toto_robot.run_folder import read_json, write_json
 

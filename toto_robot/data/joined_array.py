@@ -10,17 +10,16 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from toto_robot.data.mixture import Rows
+from toto_robot.data.sampling import Integers
 from toto_robot.data.sharded_array import ShardedArray
 from toto_robot.data.shards import Array
 
 OPEN_PARTS = 256  # mapped at once; each costs a file descriptor, of which a process may have 1024 by default
-
-Windows = Sequence[tuple[int, int]] | npt.NDArray[np.integer[Any]]  # (first row, stride) of each
 
 
 class JoinedArray:
@@ -66,7 +65,7 @@ class JoinedArray:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty((0, *self.row_shape), self.dtype)
 
-    def take(self, indices: npt.NDArray[np.integer[Any]] | Sequence[int]) -> Array:
+    def take(self, indices: Integers | Sequence[int]) -> Array:
         """Return the rows at `indices` (n,), in their order, as (n, *row_shape); IndexError outside the array."""
         wanted = np.asarray(indices, np.int64)
         if wanted.size and (wanted.min() < -len(self) or wanted.max() >= len(self)):
@@ -79,25 +78,24 @@ class JoinedArray:
             result[at] = self._open(part)[0].take(wanted[at] - self.starts[part])
         return result
 
-    def windows(self, windows: Windows, rows: int) -> Array:
-        """Return the `rows` rows of each window (first row, stride), as (B, rows, *row_shape); IndexError outside."""
-        pairs = np.asarray(windows, np.int64).reshape(-1, 2)
-        stops = pairs[:, 0] + (rows - 1) * pairs[:, 1] + 1
-        if len(pairs) and (rows < 1 or pairs[:, 0].min() < 0 or pairs[:, 1].min() < 1 or stops.max() > len(self)):
-            raise IndexError(f"not all windows of {rows} rows from {pairs[:, 0].min()} to {stops.max()} are inside "
-                             f"the {len(self)} rows, at strides of at least 1")  # fmt: skip
-        result = np.empty((len(pairs), rows, *self.row_shape), self.dtype)
-        parts = np.searchsorted(self.ends, pairs[:, 0], side="right")
-        offsets = self.starts[parts]
-        inside = stops <= self.ends[parts]
-        firsts, lasts = pairs[:, 0] - offsets, stops - offsets
-        each = zip(result, parts.tolist(), firsts.tolist(), lasts.tolist(), pairs[:, 1].tolist(), strict=True)
-        for index, (out, part, first, last, stride) in enumerate(each):
+    def windows(self, windows: Sequence[Rows]) -> Array:
+        """Return the rows of each window, all of one length T, as (B, T, *row_shape); IndexError outside the array."""
+        length = len(windows[0]) if windows else 0
+        result = np.empty((len(windows), length, *self.row_shape), self.dtype)
+        starts = np.array([rows[0] for rows in windows], np.int64)
+        parts = np.searchsorted(self.ends, starts, side="right")
+        if len(windows) and not 0 <= starts.min() <= starts.max() < len(self):
+            raise IndexError(f"{starts.min()} or {starts.max()} is not one of the {len(self)} rows")
+        ends, offsets = self.ends[parts].tolist(), self.starts[parts].tolist()
+        for out, rows, part, end, offset in zip(result, windows, parts.tolist(), ends, offsets, strict=True):
+            if not isinstance(rows, range):
+                out[:] = self.take(rows)
+                continue
             view = self._open(part)[1]
-            if view is not None and inside[index]:
-                out[:] = view[first:last:stride]
+            if view is not None and rows.step > 0 and rows[-1] < end:
+                out[:] = view[rows.start - offset : rows[-1] - offset + 1 : rows.step]
             else:
-                out[:] = self.read(int(pairs[index, 0]), int(stops[index]), stride)
+                out[:] = self.read(rows.start, rows[-1] + 1, rows.step)
         return result
 
     def _part_of(self, row: int) -> int:

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toto_robot.data.joined_array import JoinedArray, Windows
+from toto_robot.data.joined_array import JoinedArray
+from toto_robot.data.mixture import Rows
 from toto_robot.data.sampling import Integers, split_by_group
 from toto_robot.data.store_files import COMMIT, records_bytes, store_kind
 from toto_robot.run_folder import read_json
@@ -159,11 +160,11 @@ class TokenStore:
 
     def window(self, start: int, frames: int, stride: int = 1) -> Tokens:
         """Return the tokens of `frames` frames from row `start` on, every `stride`-th, as (frames, P) uint16."""
-        return self.windows([(start, stride)], frames)[0]
+        return self.windows([range(start, start + (frames - 1) * stride + 1, stride)])[0]
 
-    def windows(self, windows: Windows, frames: int) -> Tokens:
-        """Return the tokens of `frames` frames of each (first row, stride), as (B, frames, P) uint16."""
-        return self.tokens.windows(windows, frames)
+    def windows(self, windows: Sequence[Rows]) -> Tokens:
+        """Return the tokens of the T frames of each window, as (B, T, P) uint16: what a batch is read with."""
+        return self.tokens.windows(windows)
 
     def split(self, val_fraction: float, seed: int) -> tuple[Integers, Integers]:
         """Return the ids of (training, validation) clips, the same ones that the frame store's `split` gives."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from toto_robot.data.frames import FrameStore
-from toto_robot.data.mixture import MixtureSampler, read_rows
+from toto_robot.data.mixture import MixtureSampler
 from toto_robot.data.tokens import TokenStore
 from toto_robot.models.compute import mae_training_flops, mfu
 from toto_robot.models.hub import save_pretrained
@@ -135,9 +135,7 @@ class TotoObjective:
 
     def _ids(self, sampler: MixtureSampler, step: int) -> Tensor:
         drawn = sampler.windows(step, self._batch_size)
-        codes = torch.from_numpy(
-            np.stack([read_rows(self._tokens.tokens, window.rows) for window in drawn]).astype(int)
-        )
+        codes = torch.from_numpy(self._tokens.windows([window.rows for window in drawn]))
         return self.model.pack(codes, ["image" if window.kind == "images" else "video" for window in drawn])[0]
 
     def _codes(self, sampler: MixtureSampler, step: int) -> Tensor:

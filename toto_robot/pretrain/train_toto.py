@@ -181,7 +181,7 @@ def _draw(
     drawn = (held_out or training).windows(0, 100 * _CLIPS_DRAWN)
     windows = _of_different_clips([one for one in drawn if one.kind == "video"] or drawn, division)
     kind = "video" if windows[0].kind == "video" else "image"
-    truth = np.stack([read_rows(tokens.tokens, window.rows) for window in windows]).astype(np.int64)  # (B, T, P)
+    truth = tokens.windows([window.rows for window in windows]).astype(np.int64)  # (B, T, P)
     generator = torch.Generator(device).manual_seed(config.seed)
     with autocast(resolve_precision(config.precision, device), device):
         prompt = torch.from_numpy(truth[:, :given])
