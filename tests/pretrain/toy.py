@@ -19,6 +19,7 @@ from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.clips import divide
 from toto_robot.pretrain.loop import LoopConfig, Trained, train
 from toto_robot.pretrain.objectives import TotoObjective
+from toto_robot.pretrain.tokenizer_methods import VQ
 from toto_robot.pretrain.tokenizer_objectives import TokenizerObjective
 from toto_robot.tokenizers.codebook import VQConfig
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
@@ -74,7 +75,7 @@ def tokenizer_objective(folder: Path, plain_steps: int = 10) -> TokenizerObjecti
     vq = VQConfig(code_width=4, reservoir=64, kmeans_rounds=3)
     model = VQAutoencoder(DVAE_SIZES, vq, generator=torch.Generator().manual_seed(0))
     return TokenizerObjective(
-        model, frames, training=training, held_out=held_out, batch_size=4, seed=0, plain_steps=plain_steps,
+        VQ(model, plain_steps), frames, training=training, held_out=held_out, batch_size=4, seed=0,
         validation_batches=2,
     )  # fmt: skip
 

@@ -19,7 +19,8 @@ from toto_robot.pretrain.card import write_card
 from toto_robot.pretrain.config import PretrainConfig
 from toto_robot.pretrain.optim import choose_device
 from toto_robot.pretrain.stages import Stages
-from toto_robot.pretrain.tokenizer import TrainTokenizerConfig, open_frames, prepare, train_tokenizer
+from toto_robot.pretrain.tokenizer import open_frames, prepare, train_tokenizer
+from toto_robot.pretrain.tokenizer_config import TrainTokenizerConfig
 from toto_robot.pretrain.train_mae import train_mae
 from toto_robot.pretrain.train_toto import train_toto
 from toto_robot.run_folder import provenance, read_json, write_json

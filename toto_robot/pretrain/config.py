@@ -12,7 +12,7 @@ from toto_robot.models.presets import mae_preset, preset
 from toto_robot.models.toto import TotoConfig
 from toto_robot.pretrain.loop import LoopConfig
 from toto_robot.pretrain.resolution import at_resolution
-from toto_robot.tokenizers.dvae import dvae_preset
+from toto_robot.tokenizers.load import tokenizer_preset
 
 _MAE = "mae_"  # of a model name: the rest is an MAE preset
 
@@ -111,7 +111,7 @@ class PretrainConfig:
             raise ValueError(f"expected strides of 1 or more, such as strides=[1,2], got {list(self.strides)}")
         if self.episodes < 2:
             raise ValueError(f"expected at least 2 episodes (one is held out), got {self.episodes}")
-        dvae_preset(self.tokenizer_model)
+        tokenizer_preset(self.tokenizer_model)
 
     @property
     def is_mae(self) -> bool:

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from toto_robot.pretrain import checkpoint
-from toto_robot.pretrain.optim import adamw, averaged, learning_rate, set_learning_rate, update_average
+from toto_robot.pretrain.optim import ADAM_BETAS, adamw, averaged, learning_rate, set_learning_rate, update_average
 from toto_robot.pretrain.reporting import Report
 from toto_robot.pretrain.wandb_log import check_installed
+
+_OPTIONS = ("wsd_decay", "ema_decay", "accumulate", "cosine_share", "beta1", "beta2")
 
 
 class Objective(Protocol):
@@ -82,6 +84,9 @@ class LoopConfig:
     ema_decay: float | None = None  # of the moving average of the weights, which is then measured and published
     accumulate: int = 1  # batches whose gradients make one step
     wandb: str | None = None  # Weights & Biases project that is logged to as well
+    cosine_share: float = 1.0  # share of the steps after which the cosine has ended and the rate stays
+    beta1: float = ADAM_BETAS[0]  # of AdamW
+    beta2: float = ADAM_BETAS[1]
 
     def __post_init__(self) -> None:
         for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_every", "log_every", "accumulate"):
@@ -99,18 +104,20 @@ class LoopConfig:
             raise ValueError(f"expected ema_decay between 0 and 1, such as 0.999, got {self.ema_decay}")
         if self.wandb:
             check_installed()
+        if not 0 < self.cosine_share <= 1:
+            raise ValueError(f"expected cosine_share above 0 and at most 1, got {self.cosine_share}")
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
         return learning_rate(
             step, peak=self.lr, warmup_steps=self.warmup_steps, steps=self.steps, final_ratio=self.final_lr_ratio,
-            wsd_decay=self.wsd_decay,
+            wsd_decay=self.wsd_decay, cosine_share=self.cosine_share,
         )  # fmt: skip
 
     def same_run(self) -> dict[str, Any]:
         """Return the settings that decide the resulting bits; a continued run must have the same."""
         names = ("steps", "lr", "warmup_steps", "final_lr_ratio", "weight_decay", "clip", "seed")
-        return {name: getattr(self, name) for name in (*names, "wsd_decay", "ema_decay", "accumulate")}
+        return {name: getattr(self, name) for name in (*names, *_OPTIONS)}
 
     def changed(self, before: Mapping[str, Any]) -> list[str]:
         """Return the names of deciding settings that differ from a checkpoint's; what it lacks is at its default."""
@@ -151,7 +158,10 @@ def train(
     gradient that is not finite, before the weights are touched; it names the batch, and the last checkpoint stays.
     """
     model = objective.model
-    optimizer = adamw(model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, scales=lr_scales)
+    optimizer = adamw(
+        model.named_parameters(), lr=config.lr, weight_decay=config.weight_decay, scales=lr_scales,
+        betas=(config.beta1, config.beta2),
+    )  # fmt: skip
     units_per_step = objective.units_per_step * config.accumulate
     start, notes = _resume(run_dir, model, optimizer, objective, config)
     began = time.monotonic() - float(notes.get("seconds", 0.0))

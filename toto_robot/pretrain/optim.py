@@ -20,13 +20,15 @@ ADAM_EPS = 1e-8
 
 
 def learning_rate(
-    step: int, *, peak: float, warmup_steps: int, steps: int, final_ratio: float, wsd_decay: float | None = None
-) -> float:
+    step: int, *, peak: float, warmup_steps: int, steps: int, final_ratio: float, wsd_decay: float | None = None,
+    cosine_share: float = 1.0,
+) -> float:  # fmt: skip
     """Return the learning rate of step `step` (0-based): linear warm-up, then a cosine to `final_ratio * peak`.
 
     Step `warmup_steps - 1` is the first at the peak and step `steps - 1` the last, at `final_ratio * peak`. With
     `wsd_decay`, a share of the steps, the rate stays at the peak until that share is left (warm-up, stable, decay) and
-    then falls as 1 - sqrt(progress), the best of the shapes in arXiv 2405.18392.
+    then falls as 1 - sqrt(progress), the best of the shapes in arXiv 2405.18392. With `cosine_share` the cosine ends
+    after that share of the steps, and the rate stays there.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -34,7 +36,7 @@ def learning_rate(
         decay_steps = max(1, round(wsd_decay * steps))
         fallen = max(0.0, min(1.0, (step + 1 - (steps - decay_steps)) / decay_steps))
         return peak * (final_ratio + (1.0 - final_ratio) * (1.0 - math.sqrt(fallen)))
-    progress = min(1.0, (step - warmup_steps + 1) / max(1, steps - warmup_steps))
+    progress = min(1.0, (step - warmup_steps + 1) / max(1, round(cosine_share * steps) - warmup_steps))
     return peak * (final_ratio + (1.0 - final_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
@@ -49,6 +51,7 @@ def adamw(
     lr: float,
     weight_decay: float,
     scales: Mapping[str, float] | None = None,
+    betas: tuple[float, float] = ADAM_BETAS,
 ) -> torch.optim.AdamW:
     """Build AdamW over the trainable parameters, decayed and undecayed apart (fused kernel, fp32 moments).
 
@@ -69,7 +72,7 @@ def adamw(
         }
         for decayed, scale in sorted(grouped, reverse=True)
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=ADAM_EPS, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

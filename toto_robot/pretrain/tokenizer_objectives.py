@@ -1,45 +1,45 @@
-"""What does a tokenizer learn from a batch of frames? The objectives of `toto_robot train-tokenizer`."""
+"""Which frames does a tokenizer learn from, and on which is it measured while it learns?"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toto_robot.data.frames import FrameStore
 from toto_robot.data.mixture import MixtureSampler
 from toto_robot.pretrain.loop import step_seed
 from toto_robot.pretrain.objectives import name_windows, read_frames
-from toto_robot.tokenizers.dvae import save_dvae
-from toto_robot.tokenizers.vq import VQAutoencoder
+from toto_robot.pretrain.tokenizer_methods import Method
 from toto_robot.weights import write_model
 
 
 class TokenizerObjective:
-    """Reconstruction through a codebook: first a plain autoencoder, then quantised (VQ-EMA, see `tokenizers/vq.py`)."""
+    """Single frames, drawn at random, for the method that is given (an `Objective` of the loop)."""
 
     name = "tokenizer"
     unit = "images"
 
     def __init__(
         self,
-        model: VQAutoencoder,
+        method: Method,
         frames: FrameStore,
         *,
         training: MixtureSampler,
         held_out: MixtureSampler | None,
         batch_size: int,
         seed: int,
-        plain_steps: int,
         validation_batches: int = 4,
     ) -> None:
-        """`plain_steps` come before the codebook starts."""
-        self.model = model
         self.units_per_step = batch_size
-        self._frames, self._training, self._held_out = frames, training, held_out
-        self._seed, self._plain_steps, self._validation_batches = seed, plain_steps, validation_batches
+        self._method, self._frames, self._training, self._held_out = method, frames, training, held_out
+        self._seed, self._validation_batches = seed, validation_batches
+
+    @property
+    def model(self) -> nn.Module:
+        """Return what is trained, with all that a step changes."""
+        return self._method.model
 
     def batch(self, step: int) -> Tensor:
         """Return frames (B, h, w, 3) uint8 of step `step`."""
@@ -50,27 +50,22 @@ class TokenizerObjective:
         return name_windows(self._frames, self._training, step, self.units_per_step)
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the reconstruction loss; logs PSNR, and the use of the codebook by this batch.
-
-        The first quantised step starts the codebook.
-        """
+        """Return the method's loss and what it logs."""
         generator = torch.Generator().manual_seed(step_seed(self._seed, step, "codebook"))
-        report = self.model(unit_images(batch), quantise=step >= self._plain_steps, generator=generator)
-        loss = report.pop("loss")
-        zero = torch.zeros((), device=loss.device)
-        return loss, {"commitment": zero, "perplexity": zero, "codes_used": zero} | report
+        report = self._method.loss(batch, step, generator)
+        return report.pop("loss"), report
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return loss and PSNR on held-out frames, always the same ones, as good as the training is so far."""
+        """Return the method's measures, averaged over batches of held-out frames that are always the same."""
         if self._held_out is None:
             return {}
         device = next(self.model.parameters()).device
-        sums = {"loss": 0.0, "psnr_db": 0.0}
+        sums: dict[str, float] = {}
         for index in range(self._validation_batches):
             frames = read_frames(self._frames, self._held_out, index, self.units_per_step).to(device)
-            report = self.model(unit_images(frames), quantise=bool(self.model.codebook.started))
-            sums = {name: value + float(report[name]) for name, value in sums.items()}
+            for name, value in self._method.measure(frames).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
         return {name: value / self._validation_batches for name, value in sums.items()}
 
     def utilisation(self, units_per_s: float, peak_flops_per_s: float) -> dict[str, float]:
@@ -78,15 +73,9 @@ class TokenizerObjective:
         return {}
 
     def write_model(self, directory: Path) -> None:
-        """Write the autoencoder with its codebook and moving averages."""
-        config = {"model_type": "vq_autoencoder", "dvae": asdict(self.model.config), "vq": asdict(self.model.vq)}
-        write_model(directory, config, self.model.state_dict())
+        """Write the network in training, whole."""
+        write_model(directory, self._method.describe(), self.model.state_dict())
 
     def publish(self, directory: Path) -> None:
-        """Write the tokenizer, in the dVAE layout."""
-        save_dvae(self.model.fold(), directory)
-
-
-def unit_images(frames: Tensor) -> Tensor:
-    """Map uint8 frames (B, h, w, 3) to float32 (B, 3, h, w) in [0, 1], channels_last in memory."""
-    return frames.permute(0, 3, 1, 2).float() / 255
+        """Write the tokenizer."""
+        self._method.publish(directory)

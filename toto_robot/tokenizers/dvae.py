@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -43,12 +43,27 @@ class DVAEConfig:
     vocab: int
     decoder_init: int  # width after the decoder's first conv
     encoder: str = "dalle"  # dalle: OpenAI's; local: each code sees its own square of pixels only
+    decoder_hidden: int | None = None  # width of the decoder's last group; null: hidden
+    decoder_blocks_per_group: int | None = None  # null: blocks_per_group
 
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise ValueError(f"expected encoder {' or '.join(ENCODERS)}, got {self.encoder!r}")
-        if self.hidden % 4 or min(self.hidden, self.blocks_per_group, self.vocab, self.decoder_init) < 1:
+        sizes = (self.hidden, self.blocks_per_group, self.vocab, self.decoder_init, *self.decoder_sizes)
+        if self.hidden % 4 or self.decoder_sizes[0] % 4 or min(sizes) < 1:
             raise ValueError(f"hidden must be a multiple of 4 and every size at least 1, got {self}")
+
+    @property
+    def stride(self) -> int:
+        """Pixels a code, along a side."""
+        return _STRIDE
+
+    @property
+    def decoder_sizes(self) -> tuple[int, int]:
+        """Width of the decoder's last group, and its blocks a group."""
+        hidden = self.hidden if self.decoder_hidden is None else self.decoder_hidden
+        blocks = self.blocks_per_group if self.decoder_blocks_per_group is None else self.decoder_blocks_per_group
+        return hidden, blocks
 
 
 PRESETS = {
@@ -188,7 +203,7 @@ class DVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = build_encoder(config, config.vocab)
-        self.decoder = Decoder(config.hidden, config.blocks_per_group, config.vocab, config.decoder_init)
+        self.decoder = Decoder(*config.decoder_sizes, config.vocab, config.decoder_init)
         init_convs(self, generator)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -278,4 +293,7 @@ def _conv(width_in: int, width_out: int, kernel: int) -> nn.Conv2d:
 
 
 def _describe(config: DVAEConfig) -> dict[str, object]:
-    return {"model_type": "dvae", **asdict(config)}
+    """Return the configuration without what is at its default: a new option leaves the hashes of old folders alone."""
+    defaults = {field.name: field.default for field in fields(config)}
+    told = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+    return {"model_type": "dvae", **told}

@@ -1,4 +1,4 @@
-"""Which tokenizer is in a folder?"""
+"""Which tokenizer is in a folder, or behind a name?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ from pathlib import Path
 import torch
 
 from toto_robot import weights
-from toto_robot.tokenizers.dvae import DVAE, load_dvae, save_dvae
-from toto_robot.tokenizers.vqgan import VQGAN, load_vqgan, save_vqgan
+from toto_robot.tokenizers import dvae, vqgan
+from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, load_dvae, save_dvae
+from toto_robot.tokenizers.vqgan import VQGAN, VQGANConfig, load_vqgan, save_vqgan
 
 AnyTokenizer = DVAE | VQGAN
+
+_PRESETS: dict[str, DVAEConfig | VQGANConfig] = {**dvae.PRESETS, **vqgan.PRESETS}
+
+
+def tokenizer_preset(name: str) -> DVAEConfig | VQGANConfig:
+    """Return the tokenizer configuration of that name, of either layout; ValueError lists the names."""
+    if name not in _PRESETS:
+        raise ValueError(f"no tokenizer preset {name!r}; there are {', '.join(_PRESETS)}")
+    return _PRESETS[name]
 
 
 def load_tokenizer(folder: Path | str, device: torch.device | str = "cpu") -> AnyTokenizer:

@@ -41,7 +41,7 @@ class VQAutoencoder(nn.Module):
         self.config, self.vq = config, vq or VQConfig()
         width = self.vq.code_width
         self.encoder = build_encoder(config, width)
-        self.decoder = Decoder(config.hidden, config.blocks_per_group, width, config.decoder_init)
+        self.decoder = Decoder(*config.decoder_sizes, width, config.decoder_init)
         init_convs(self, generator)
         open_residual_paths(self)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

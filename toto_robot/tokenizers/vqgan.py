@@ -51,15 +51,30 @@ class VQGANConfig:
         """Channels of each level."""
         return tuple(self.width * multiplier for multiplier in self.multipliers)
 
+    @property
+    def stride(self) -> int:
+        """Pixels a code, along a side."""
+        return 2 ** (len(self.multipliers) - 1)
+
 
 PRESETS = {
+    "vqgan_nano": VQGANConfig(  # stride 8, for CPUs: the grid and number of codes of dvae_nano
+        name="vqgan_nano",
+        vocab=1024,
+        width=32,
+        multipliers=(1, 1, 2, 2),
+        blocks=1,
+        attention_levels=(3,),
+        latent_width=64,
+        code_width=16,
+    ),
     "vqgan_1024": VQGANConfig(name="vqgan_1024", vocab=1024),
     "vqgan_16384": VQGANConfig(name="vqgan_16384", vocab=16384),
 }
 
 
 def vqgan_preset(name: str) -> VQGANConfig:
-    """Return the configuration of that name (the two f16 models that taming published); ValueError lists the names."""
+    """Return the configuration of that name (nano and the two f16 of taming); ValueError lists the names."""
     if name not in PRESETS:
         raise ValueError(f"no VQGAN preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
@@ -251,7 +266,7 @@ class VQGAN(nn.Module):
     @property
     def stride(self) -> int:
         """Pixels a code, along a side."""
-        return 2 ** (len(self.config.multipliers) - 1)
+        return self.config.stride
 
     @property
     def trunk(self) -> tuple[nn.Module, ...]:
