@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from toto_robot import packaged
 from toto_robot.encoders.base import Encoder
 from toto_robot.encoders.load import load_encoder
 
@@ -27,7 +28,7 @@ class EncoderConfig:
     """A frozen encoder by name; `none` is proprioception only."""
 
     name: str = "toto"  # toto, mae, random_vit, random_toto or none
-    path: str | None = None  # its pretrained_model folder; null is outputs/pretrain/<toto or mae>/pretrained_model
+    path: str | None = None  # its pretrained_model folder or packaged name; null is that of outputs/pretrain/<name>
     layer: str | None = None  # mid, last or the number of a block; null is mid for Toto and last for MAE
     context_frames: int | None = None  # frames a Toto stream looks back on; null is all that it was trained with
     seed: int = 0  # of the random encoders' weights
@@ -44,7 +45,7 @@ class EncoderConfig:
     def folder(self) -> Path | None:
         """Where the encoder's weights lie; None for those that need none (`random_vit` then has the nano size)."""
         if self.path is not None:
-            return Path(self.path)
+            return packaged.model_folder(self.path)
         return DEFAULT_PATHS.get(self.name)
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from toto_robot import packaged
 from toto_robot.run_folder import atomic_path, read_json, write_json
 
 CONFIG_FILE = "config.json"
@@ -36,7 +37,8 @@ def read_config(folder: Path, model_type: str | None = None) -> dict[str, Any]:
         advice = "make one with `toto_robot pretrain` and give the pretrained_model folder of that run"
         if (nested / CONFIG_FILE).is_file():
             advice = f"did you mean {nested}?"
-        raise ValueError(f"no model in {folder} ({CONFIG_FILE} is missing); {advice}")
+        with_us = f" (packaged: {', '.join(packaged.names())})" if packaged.names() else ""
+        raise ValueError(f"no model in {folder} ({CONFIG_FILE} is missing); {advice}{with_us}")
     config = read_json(path)
     if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(f"{path} names no model_type; it was not written by toto_robot")

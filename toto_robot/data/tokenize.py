@@ -38,7 +38,7 @@ class TokenizeConfig:
     MAY_CHANGE = ("batch_size", "device", "decoders", "engine", "workers", "retry")
 
     data: str  # folder of videos, a video, an episode store (or a folder with one), or a frame store
-    tokenizer: str  # folder of a saved tokenizer, as `train-tokenizer` leaves it in pretrained_model
+    tokenizer: str  # folder of a saved tokenizer (`train-tokenizer` leaves it in pretrained_model), or a packaged name
     out: str | None = None  # token store to write or continue; default <run>/tokens
     image_px: int = 64  # side of the square frames, pixels
     limit_frames: int | None = None  # take sources up to that many frames, by their headers; default all
@@ -79,7 +79,7 @@ class TokenizeConfig:
 def tokenize(config: TokenizeConfig, run_dir: Path) -> int:
     """Do this process's share of turning `data` into tokens; the same command continues, and adds new files."""
     device = choose_job_device(config.device)
-    tokenizer = load_tokenizer(Path(config.tokenizer), device)
+    tokenizer = load_tokenizer(config.tokenizer, device)
     out = Path(config.out) if config.out else run_dir / "tokens"
     sources = job_sources(config)
     about = run_provenance(data=config.data, tokenizer=tokenizer.fingerprint())

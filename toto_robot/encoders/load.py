@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from toto_robot import packaged
 from toto_robot.encoders.base import Encoder
 from toto_robot.encoders.mae import MAEEncoder, NoEncoder
 from toto_robot.encoders.toto import TotoEncoder
@@ -29,12 +30,12 @@ def load_encoder(
 ) -> Encoder:  # fmt: skip
     """Return a frozen encoder by name, or from a folder that `toto_robot pretrain` wrote (`<run>/pretrained_model`).
 
-    `toto`, `mae`: the model in `path`. `random_vit`: MAE's ViT (of `path`, or the nano preset) with weights drawn from
-    `seed`. `random_toto`: the tokenizer and sizes of the Toto in `path`, its backbone drawn from `seed`. `none`: no
-    vision. `layer`: a block (0 = embedding), "mid", or "last"; by default mid for Toto and last for MAE.
-    `context_frames`: how many frames a Toto stream looks back on, by default all it was trained with. `precision`:
-    "auto", "bf16", "fp32". Raises ValueError for an unknown name, a folder that is missing or holds another model, or
-    arguments out of range.
+    A folder may be the name of packaged weights (`packaged.names()`). `toto`, `mae`: the model in `path`. `random_vit`:
+    MAE's ViT (of `path`, or the nano preset) with weights drawn from `seed`. `random_toto`: the tokenizer and sizes of
+    the Toto in `path`, its backbone drawn from `seed`. `none`: no vision. `layer`: a block (0 = embedding), "mid", or
+    "last"; by default mid for Toto and last for MAE. `context_frames`: how many frames a Toto stream looks back on, by
+    default all it was trained with. `precision`: "auto", "bf16", "fp32". Raises ValueError for an unknown name, a
+    folder that is missing or holds another model, or arguments out of range.
     """
     device = torch.device(device)
     name, folder = _resolve(name_or_dir, path)
@@ -63,18 +64,19 @@ def load_encoder(
 def _resolve(name_or_dir: str | Path, path: str | Path | None) -> tuple[str, Path | None]:
     """Return the kind of encoder and its folder, if any."""
     if str(name_or_dir) in NAMES:
-        return str(name_or_dir), None if path is None else Path(path)
-    if not Path(name_or_dir).is_dir():
+        return str(name_or_dir), None if path is None else packaged.model_folder(path)
+    folder = packaged.model_folder(name_or_dir)
+    if not folder.is_dir():
         raise ValueError(
-            f"no encoder {str(name_or_dir)!r}: not one of {', '.join(NAMES)}, and no such folder "
+            f"no encoder {str(name_or_dir)!r}: not one of {', '.join([*NAMES, *packaged.names()])}, and no such folder "
             "(`toto_robot pretrain` writes one, <run>/pretrained_model)"
         )
     if path is not None:
         raise ValueError(f"give a folder or a name with path=, not both: {name_or_dir} and path={path}")
-    model_type = str(read_config(Path(name_or_dir))["model_type"])
+    model_type = str(read_config(folder)["model_type"])
     if model_type not in ("toto", "mae", "none"):
         raise ValueError(f"{name_or_dir} holds a {model_type}; expected a folder written by `toto_robot pretrain`")
-    return model_type, Path(name_or_dir)
+    return model_type, folder
 
 
 def _mae(folder: Path | None, seed: int | None) -> ViTMAEForPreTraining:

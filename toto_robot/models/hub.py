@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from toto_robot import weights
+from toto_robot import packaged, weights
 from toto_robot.models.llama import OWN_ENTRY, own_entry
 from toto_robot.models.llama import import_llama as import_llama  # the way back from export_llama
 from toto_robot.models.mae import MAEConfig, build_mae, mae_config
@@ -40,11 +40,11 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def from_pretrained(folder: Path | str, device: torch.device | str = "cpu") -> nn.Module:
-    """Load what `save_pretrained` wrote, in eval mode.
+    """Load what `save_pretrained` wrote, or packaged weights by their name, in eval mode and float32.
 
     Raises ValueError when the folder is missing or holds something else, and names the first tensor of a wrong size.
     """
-    folder = Path(folder)
+    folder = packaged.model_folder(folder)
     config = weights.read_config(folder)
     model_type = config.pop("model_type")
     model: nn.Module

@@ -10,11 +10,18 @@ from toto_robot.models.compute import CONVENTION
 
 CARD_FILE = "README.md"
 
+_TITLE = {"toto": "Toto", "mae": "MAE", "dvae": "Tokenizer", "vqgan": "Tokenizer"}
 _WHAT = {
     "toto": "An autoregressive transformer over video tokens (Toto, arXiv 2501.05453): a LLaMA-style decoder that "
     "predicts the next token of a video. Its middle layers are features for robot policies.",
     "mae": "A masked autoencoder (arXiv 2111.06377, `ViTMAEForPreTraining` of transformers): the baseline of Toto.",
+    "dvae": "Turns square frames into a grid of discrete codes and back, in the layout of OpenAI's dVAE.",
+    "vqgan": "Turns square frames into a grid of discrete codes and back, in the layout of taming's VQGAN.",
 }
+_LOAD_TOKENIZER = """from toto_robot.tokenizers.load import load_tokenizer
+tokenizer = load_tokenizer("<this folder>")
+codes = tokenizer.encode(frames)                   # uint8 RGB (B, h, w, 3) -> int64 (B, rows, columns)
+frames = tokenizer.decode(codes)                   # and back, uint8"""
 _LOAD = {
     "toto": """from toto_robot.encoders.load import load_encoder
 encoder = load_encoder("<this folder>")           # features of the middle layer, with the tokenizer beside it
@@ -29,6 +36,8 @@ features = encoder.encode(frames)                  # uint8 RGB (B, h, w, 3) -> f
 
 from toto_robot.models.hub import from_pretrained
 model = from_pretrained("<this folder>")          # transformers' ViTMAEForPreTraining, decoder included""",
+    "dvae": _LOAD_TOKENIZER,
+    "vqgan": _LOAD_TOKENIZER,
 }
 _NO_LICENCE = (
     "Not stated. The code is Apache-2.0; whether the weights may be passed on also depends on the rights in the data. "
@@ -49,7 +58,7 @@ class ModelCard:
     seen: int  # tokens or images, repetitions counted
     unit: str  # "tokens" or "images"
     steps: int
-    flops: float  # by the convention of models/compute.py
+    flops: float | None = None  # by the convention of models/compute.py
     commit: str | None = None  # of the code that trained it
     seed: int | None = None
     validation: Mapping[str, object] = field(default_factory=dict)  # what was measured on held-out data, with its unit
@@ -66,7 +75,7 @@ class ModelCard:
             [
                 *("---", f"license: {self.licence or 'unknown'}", "library_name: toto_robot"),
                 *("tags:", f"- {kind}", "- video", "- robotics", "---", ""),
-                *(f"# {kind.upper() if kind == 'mae' else kind.capitalize()} {name}", "", _WHAT[kind], ""),
+                *(f"# {_TITLE[kind]} {name}", "", _WHAT[kind], ""),
                 *_table("Model", _sizes(description, parameters)),
                 *_table("Training", self._training()),
                 *_table("Validation", self.validation or {"held out": "nothing was"}),
@@ -90,7 +99,7 @@ class ModelCard:
             "SHA-256 of the data": self.data_sha256 or "unknown",
             f"{self.unit} seen": f"{self.seen:,}",
             "optimizer steps": f"{self.steps:,}",
-            "compute": f"{self.flops:.3g} FLOP ({CONVENTION})",
+            "compute": "not counted" if self.flops is None else f"{self.flops:.3g} FLOP ({CONVENTION})",
             "seed": "unknown" if self.seed is None else self.seed,
             "commit": self.commit or "unknown",
         }
@@ -98,7 +107,7 @@ class ModelCard:
 
 def _sizes(description: Mapping[str, Any], parameters: int) -> dict[str, object]:
     backbone = ("width", "layers", "heads", "ffn_width", "image_px", "tokens_per_frame", "frames", "context_frames")
-    sizes = (*backbone, "visual_vocab", "patch_px", "mask_ratio")
+    sizes = (*backbone, "visual_vocab", "patch_px", "mask_ratio", "vocab", "encoder", "hidden", "decoder_init")
     return {"parameters": f"{parameters:,}", **{key: description[key] for key in sizes if key in description}}
 
 

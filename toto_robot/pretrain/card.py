@@ -1,9 +1,10 @@
-"""What does `toto_robot pretrain` write on the card of the model that it made?"""
+"""What stands on the card of a model that `toto_robot pretrain` or `train-tokenizer` made?"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,24 @@ from toto_robot.weights import read_config
 
 def write_card(config: PretrainConfig, run_dir: Path, found: Mapping[str, Any], store: FrameStore | TokenStore) -> Path:
     """Write README.md beside the published weights; a rerun writes the same. `found` is what the stages found out."""
+    folder = run_dir / "pretrained_model"
+    card = model_card(config, run_dir, found, store)
+    write_text(folder / CARD_FILE, card.text(read_config(folder), int(found["parameters"])))
+    return folder / CARD_FILE
+
+
+def model_card(
+    config: PretrainConfig, run_dir: Path, found: Mapping[str, Any], store: FrameStore | TokenStore
+) -> ModelCard:
+    """Return what is known of a training of Toto or MAE; `found` is its summary, `store` what it read."""
     sizes = config.sizes()
     unit = "images" if isinstance(sizes, MAEConfig) else "tokens"
     seen = int(found[f"{unit}_seen"])
     recorded = not (config.data or config.frames or config.tokens)
-    records = store.records
-    card = ModelCard(
-        data="scripted FrankaPick episodes of our simulation" if recorded else _named(config),
+    return ModelCard(
+        data="scripted FrankaPick episodes of our simulation" if recorded else _named(asdict(config)),
         started_from=Path(config.start).resolve().name if config.start else None,
-        data_sha256=hashlib.sha256(repr([(r["name"], r.get("pixels_sha256")) for r in records]).encode()).hexdigest(),
-        clips=len(records),
-        data_frames=int(store.clip_ends[-1]),
-        hours=_hours(records),
+        **_amounts(store),
         seen=seen,
         unit=unit,
         steps=int(found["steps"]),
@@ -40,14 +47,45 @@ def write_card(config: PretrainConfig, run_dir: Path, found: Mapping[str, Any], 
         validation=_validation(found, config.val_fraction),
         licence="apache-2.0" if recorded else None,  # what strangers' videos allow, only they can say
     )
-    folder = run_dir / "pretrained_model"
-    write_text(folder / CARD_FILE, card.text(read_config(folder), int(found["parameters"])))
-    return folder / CARD_FILE
 
 
-def _named(config: PretrainConfig) -> str:
+def tokenizer_card(run_dir: Path, found: Mapping[str, Any], frames: FrameStore) -> ModelCard:
+    """Return what is known of a training of a tokenizer; `found` is its summary.json, `frames` what it read."""
+    settings = found["settings"]
+    held_out = f"{settings['val_fraction']:.0%} of the videos or episodes" if found["held_out"] else "nothing"
+    stability = found.get("stability")
+    return ModelCard(
+        data=_named(settings),
+        **_amounts(frames),
+        seen=int(found["images"]),
+        unit="images",
+        steps=int(found["steps"]),
+        commit=_commit(run_dir),
+        seed=settings["seed"],
+        validation={
+            "held out": f"{held_out}; measured on {found['measured_frames']} frames",
+            "PSNR": f"{found['psnr_db']} dB",
+            "codes used": f"{found['codes_used']} of {found['vocab']}, perplexity {found['perplexity']}",
+            "patches without a changed pixel that keep their code": "none seen" if stability is None else stability,
+        },
+    )
+
+
+def _amounts(store: FrameStore | TokenStore) -> dict[str, Any]:
+    records = store.records
+    return {
+        "data_sha256": hashlib.sha256(
+            repr([(r["name"], r.get("pixels_sha256")) for r in records]).encode()
+        ).hexdigest(),
+        "clips": len(records),
+        "data_frames": int(store.clip_ends[-1]),
+        "hours": _hours(records),
+    }
+
+
+def _named(settings: Mapping[str, Any]) -> str:
     """Name the data without the folders above it: a card travels, the machine's paths do not."""
-    given = [(kind, getattr(config, kind)) for kind in ("data", "frames", "tokens")]
+    given = [(kind, settings.get(kind)) for kind in ("data", "frames", "tokens")]
     return ", ".join(f"{kind} {Path(path).resolve().name}" for kind, path in given if path)
 
 

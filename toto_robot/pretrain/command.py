@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toto_robot import packaged
 from toto_robot.data.frames import FrameStore, frame_sources
 from toto_robot.data.tokenize import tokenize_sources
 from toto_robot.data.tokens import TokenStore, count_used_codes
@@ -83,7 +84,7 @@ def _collect(config: PretrainConfig, run_dir: Path) -> dict[str, Any]:
 def _tokenizer_dir(config: PretrainConfig, run_dir: Path, stages: Stages, frames: FrameStore | None) -> Path:
     """Return the folder of the tokenizer that was given, or train one on the same frames."""
     if config.tokenizer:
-        return Path(config.tokenizer)
+        return packaged.model_folder(config.tokenizer)
     assert frames is not None
     sizes = config.sizes()
     assert isinstance(sizes, TotoConfig)

@@ -58,11 +58,11 @@ class PretrainConfig:
     episodes: int = 150  # episodes of FrankaPick to record where data is null
     frames: str | None = None  # prepared frames of another run (its frames/ folder), instead of data
     tokens: str | None = None  # tokens of another run (its tokens/ folder), with the tokenizer that made them
-    tokenizer: str | None = None  # tokenizer folder; null: one is trained on the same frames
+    tokenizer: str | None = None  # tokenizer folder or packaged name; null: one is trained on the same frames
     tokenizer_model: str = "dvae_nano"  # sizes of the tokenizer to train
     tokenizer_steps: int = 1100  # training steps of the tokenizer
     limit_frames: int | None = None  # use only that many frames
-    start: str | None = None  # pretrained_model folder whose weights are the first ones; null: drawn from the seed
+    start: str | None = None  # pretrained_model folder or packaged name of the first weights; null: from the seed
     image_px: int | None = None  # side of the frames, for the high-resolution stage; null: the preset's
     window_frames: int | None = None  # frames in a sample; null: the preset's
     rope_base: float | None = None  # base of the rotary positions; null: 10 000 (paper at 32x32 tokens: 50 000)

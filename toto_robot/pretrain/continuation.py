@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from toto_robot import packaged
 from toto_robot.data.frames import FrameStore, is_frame_store
 from toto_robot.data.sources import find_sources
 from toto_robot.data.video import BadVideo, Frame, resize_square
@@ -33,7 +34,7 @@ class GenerateConfig:
 
     MAY_CHANGE = ("device",)
 
-    model: str  # folder of a trained Toto: pretrained_model of a `toto_robot pretrain` run
+    model: str  # folder of a trained Toto: pretrained_model of a `toto_robot pretrain` run, or a packaged name
     data: str  # a video, a folder of videos, an episode store or a frame store
     clips: int = 4  # videos (or cameras of episodes) to continue, spread evenly over the data
     prompt_frames: int = 4  # frames that are given
@@ -125,7 +126,7 @@ class Continuer:
     def __init__(self, config: GenerateConfig) -> None:
         self.config, self.device = config, choose_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
-        folder = Path(config.model)
+        folder = packaged.model_folder(config.model)
         read_config(folder, "toto")
         if not (folder / "tokenizer").is_dir():
             raise ValueError(f"{folder} has no tokenizer/ folder; give pretrained_model of a `toto_robot pretrain` run")

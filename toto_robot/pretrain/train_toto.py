@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from toto_robot import packaged
 from toto_robot.data.frames import FrameStore
 from toto_robot.data.mixture import Window, read_rows
 from toto_robot.data.tokens import TokenStore
@@ -65,7 +66,7 @@ def train_toto(
         device = choose_device(config.device)
         model = Toto(sizes, generator=torch.Generator().manual_seed(config.seed))
         if config.start:
-            start_from(model, Path(config.start), tokenizer_dir)
+            start_from(model, packaged.model_folder(config.start), tokenizer_dir)
         model.to(device)
         forward = compiled(model, run_dir) if config.compile else None
         lr_scales = learning_rate_scales(model.named_parameters(), sizes)

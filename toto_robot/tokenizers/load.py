@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from toto_robot import weights
+from toto_robot import packaged, weights
 from toto_robot.tokenizers import dvae, vqgan
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, load_dvae, save_dvae
 from toto_robot.tokenizers.vqgan import VQGAN, VQGANConfig, load_vqgan, save_vqgan
@@ -24,8 +24,12 @@ def tokenizer_preset(name: str) -> DVAEConfig | VQGANConfig:
 
 
 def load_tokenizer(folder: Path | str, device: torch.device | str = "cpu") -> AnyTokenizer:
-    """Load the tokenizer that config.json's model_type names, in eval mode; ValueError when it names another model."""
-    model_type = weights.read_config(Path(folder))["model_type"]
+    """Load a tokenizer from a folder, or a packaged one by its name, in eval mode and float32.
+
+    ValueError when config.json's model_type names another model.
+    """
+    folder = packaged.model_folder(folder)
+    model_type = weights.read_config(folder)["model_type"]
     if model_type == "dvae":
         return load_dvae(folder, device)
     if model_type == "vqgan":
