@@ -24,7 +24,8 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(packaged, "FOLDER", folder)
     save_toto(folder / "toto-toy")
     (folder / "toto-toy" / "tokenizer").rename(folder / "dvae-toy")
-    write_json(folder / "toto-toy" / "tokenizer" / "config.json", {"model_type": packaged.REFERENCE, "name": "dvae-toy"})
+    refers = {"model_type": packaged.REFERENCE, "name": "dvae-toy"}
+    write_json(folder / "toto-toy" / "tokenizer" / "config.json", refers)
     save_mae(folder / "mae-toy")
     monkeypatch.chdir(tmp_path)
     return folder

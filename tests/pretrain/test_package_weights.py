@@ -87,7 +87,7 @@ def test_what_is_loaded_is_float32_and_as_near_as_its_card_says(
 @pytest.mark.e2e
 def test_cards_say_what_was_trained_on_and_what_the_rounding_changed(runs: Path, weights: Path) -> None:
     for run, words in {
-        "toto": ["# Toto nano", "| tokens seen | 2,048 |", "features of layer 3 |", "nats per token |", "load_encoder("],
+        "toto": ["# Toto nano", "| tokens seen | 2,048 |", "features of layer 3 |", "nats per token |"],
         "mae": ["# MAE nano", "| images seen | 2 |", "features of layer 6 |", "load_encoder("],
         "dvae": [
             "# Tokenizer dvae_nano", "| images seen | 12 |", "codes that are the same |", "dB before", "| PSNR |",
@@ -95,8 +95,8 @@ def test_cards_say_what_was_trained_on_and_what_the_rounding_changed(runs: Path,
         ],
     }.items():  # fmt: skip
         text = (weights / NAMES[run] / "README.md").read_text()
-        everywhere = ["| data | squares that move |", "license: apache-2.0", f"'{NAMES[run]}'", "bfloat16", "| commit |"]
-        for word in [*words, *everywhere]:
+        loads = f"`load_{'tokenizer' if run == 'dvae' else 'encoder'}('{NAMES[run]}')`"
+        for word in [*words, loads, "| data | squares that move |", "license: apache-2.0", "bfloat16", "| commit |"]:
             assert word in text, (run, word)
         assert str(runs) not in text
 
@@ -110,5 +110,5 @@ def test_what_is_too_large_is_refused_and_leaves_no_trace(
     with pytest.raises(ValueError, match=r"second has 11,.* are allowed; package a smaller"):
         script.package(runs / "mae", "second", data="x", licence=None)
     assert sorted(path.name for path in weights.iterdir()) == sorted(NAMES.values())
-    script.package(runs / "mae", NAMES["mae"], data="squares that move", licence="apache-2.0")  # itself is no second one
+    script.package(runs / "mae", NAMES["mae"], data="squares that move", licence="apache-2.0")  # takes its own place
     assert (weights / NAMES["mae"] / "README.md").read_bytes() == before

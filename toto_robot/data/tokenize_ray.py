@@ -61,7 +61,7 @@ class UnitWorker:
 
     def __init__(self, config: TokenizeConfig, out: str) -> None:
         device = choose_job_device(config.device)
-        tokenizer = load_tokenizer(Path(config.tokenizer), device)
+        tokenizer = load_tokenizer(config.tokenizer, device)
         about = provenance(data=config.data, tokenizer=tokenizer.fingerprint(), engine="ray")
         self._job = TokenJob(
             Path(out), Manifest.read(Path(out) / MANIFEST), job_sources(config), tokenizer,

@@ -18,7 +18,7 @@ REFERENCE = "packaged"  # model_type of a config.json that only says which name 
 
 def names() -> list[str]:
     """Return the names of the weights that come with the package."""
-    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+    return sorted(path.parent.name for path in FOLDER.glob("[!.]*/config.json"))  # with a dot: half written
 
 
 def model_folder(name_or_folder: str | Path) -> Path:

@@ -14,10 +14,10 @@ from toto_robot.data.frames import FrameStore, frame_sources
 from toto_robot.data.tokenize import tokenize_sources
 from toto_robot.data.tokens import TokenStore, count_used_codes
 from toto_robot.encoders.base import resolve_precision
-from toto_robot.models.mae import MAEConfig
 from toto_robot.models.toto import TotoConfig
 from toto_robot.pretrain.card import write_card
 from toto_robot.pretrain.config import PretrainConfig
+from toto_robot.pretrain.equal import equalled, shortest_clip
 from toto_robot.pretrain.optim import choose_device
 from toto_robot.pretrain.stages import Stages
 from toto_robot.pretrain.tokenizer import open_frames, prepare, train_tokenizer
@@ -34,6 +34,7 @@ def pretrain(config: PretrainConfig, run_dir: Path) -> int:
     Leaves `pretrained_model/` (what policies take as encoder, with a model card), `summary.json`, `loss.png`, and
     `continuation.png` or `reconstructions.png`. Without data it records its own in simulation.
     """
+    config = equalled(config)
     stages = Stages(run_dir, config.deciding())
     frames = None if config.tokens and not config.frames else _frames(config, run_dir, stages)
     if config.is_mae:
@@ -60,7 +61,7 @@ def _frames(config: PretrainConfig, run_dir: Path, stages: Stages) -> FrameStore
     if data is None:
         data = str(run_dir / "video")
         stages.run("data", lambda: _collect(config, run_dir))
-    min_frames = 1 if isinstance(sizes, MAEConfig) else sizes.frames
+    min_frames = shortest_clip(config)
     out = run_dir / "frames"
     stages.run("frames", lambda: prepare(data, out, sizes.image_px, config.limit_frames, min_frames))
     return open_frames(out, sizes.image_px)

@@ -51,7 +51,7 @@ class PretrainConfig:
     """Settings of `toto_robot pretrain`; null where the size of the model decides."""
 
     # These do not change the result.
-    MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "keep_checkpoints", "wandb")
+    MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "keep_checkpoints", "pictures_every", "wandb")
 
     data: str | None = None  # folder of videos, a video or an episode store; null: recorded in simulation by `collect`
     model: str = "nano"  # Toto: nano tiny small base large 1b a1..a6; MAE: mae_nano _tiny _small _vit_s16 _vit_b16
@@ -68,6 +68,8 @@ class PretrainConfig:
     rope_base: float | None = None  # base of the rotary positions; null: 10 000 (paper at 32x32 tokens: 50 000)
     mup_base: str | None = None  # preset whose learning rate is right at every width (muP); null: standard
     steps: int | None = None  # training steps
+    equal_to: str | None = None  # MAE: run folder of a finished Toto, whose clips and amount of training it shall have
+    equal: str = "tokens"  # what is equal then: tokens (patches seen, hidden ones too) or compute (training FLOPs)
     batch_size: int | None = None  # windows of frames (Toto) or images (MAE) a step
     batch_tokens: int | None = None  # instead of batch_size: tokens a step (paper: 1048576)
     micro_batch: int | None = None  # windows or images computed at once, gradients add up to batch_size; null: all
@@ -89,6 +91,7 @@ class PretrainConfig:
     checkpoint_every: int = 100  # steps
     eval_every: int = 100  # steps
     keep_checkpoints: int = 2  # newest ones kept
+    pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth of the training
     wandb: str | None = None  # Weights & Biases project that is logged to as well; null: none
 
     def __post_init__(self) -> None:
@@ -101,6 +104,10 @@ class PretrainConfig:
         self.loop()
         if self.start and not self.tokenizer:
             raise ValueError(f"start={self.start} needs the tokenizer of its codes: tokenizer={self.start}/tokenizer")
+        if self.equal not in ("tokens", "compute"):
+            raise ValueError(f"expected equal=tokens or equal=compute, got {self.equal!r}")
+        if self.equal_to and not self.is_mae:
+            raise ValueError(f"equal_to={self.equal_to} is for the baseline, model=mae_...; {self.model} is a Toto")
         if self.data and self.frames:
             raise ValueError("give data or frames, not both")
         if self.tokens and not self.tokenizer:
@@ -155,6 +162,7 @@ class PretrainConfig:
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
             eval_every=self.eval_every,
+            pictures_every=self.pictures_every,
             wandb=self.wandb,
             wsd_decay=self.wsd_decay,
             ema_decay=self.ema_decay,

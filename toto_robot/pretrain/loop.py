@@ -83,6 +83,7 @@ class LoopConfig:
     wsd_decay: float | None = None  # WSD schedule: share of the steps, the last, in which the rate falls; null: cosine
     ema_decay: float | None = None  # of the moving average of the weights, which is then measured and published
     accumulate: int = 1  # batches whose gradients make one step
+    pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth of the training
     wandb: str | None = None  # Weights & Biases project that is logged to as well
     cosine_share: float = 1.0  # share of the steps after which the cosine has ended and the rate stays
     beta1: float = ADAM_BETAS[0]  # of AdamW
@@ -102,6 +103,8 @@ class LoopConfig:
             raise ValueError(f"expected wsd_decay above 0 and at most {most:g} (after warm-up), got {self.wsd_decay}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"expected ema_decay between 0 and 1, such as 0.999, got {self.ema_decay}")
+        if self.pictures_every is not None and self.pictures_every < 0:
+            raise ValueError(f"expected pictures_every of at least 0 (0: none), got {self.pictures_every}")
         if self.wandb:
             check_installed()
         if not 0 < self.cosine_share <= 1:
@@ -113,6 +116,11 @@ class LoopConfig:
             step, peak=self.lr, warmup_steps=self.warmup_steps, steps=self.steps, final_ratio=self.final_lr_ratio,
             wsd_decay=self.wsd_decay, cosine_share=self.cosine_share,
         )  # fmt: skip
+
+    def draws_after(self, done: int) -> bool:
+        """Say whether pictures are due after `done` steps; those after the last are the caller's."""
+        every = -(-self.steps // 5) if self.pictures_every is None else self.pictures_every
+        return every > 0 and done % every == 0 and done < self.steps
 
     def same_run(self) -> dict[str, Any]:
         """Return the settings that decide the resulting bits; a continued run must have the same."""
@@ -150,12 +158,14 @@ def train(
     device: torch.device,
     dtype: torch.dtype,
     lr_scales: Mapping[str, float] | None = None,
+    draw: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train until `config.steps`, continuing from the last checkpoint in `run_dir`; leave `run_dir/pretrained_model`.
 
     The objective's model is on `device`; `dtype` is that of autocast; `lr_scales` are factors of the learning rate by
-    parameter name (muP). Ctrl-C ends the step, checkpoints and raises KeyboardInterrupt. ValueError on a loss or
-    gradient that is not finite, before the weights are touched; it names the batch, and the last checkpoint stays.
+    parameter name (muP); `draw(steps done)` shows on the way what the model makes. Ctrl-C ends the step, checkpoints
+    and raises KeyboardInterrupt. ValueError on a loss or gradient that is not finite, before the weights are touched;
+    it names the batch, and the last checkpoint stays.
     """
     model = objective.model
     optimizer = adamw(
@@ -198,9 +208,12 @@ def train(
                 report.write(done, {"lr": lr})
             with report.paused():
                 if done == config.steps or done % config.eval_every == 0:
-                    with averaged(optimizer, config.ema_decay is not None):
-                        validation = _validate(objective, device, dtype)
+                    with averaged(optimizer, config.ema_decay is not None), _aside(model, device, dtype):
+                        validation = objective.validate()
                     report.write_values(done, {f"val/{name}": value for name, value in validation.items()})
+                if draw is not None and config.draws_after(done):
+                    with averaged(optimizer, config.ema_decay is not None), _aside(model, device, dtype):
+                        draw(done)
                 if save_due:
                     notes = {
                         "objective": objective.name,
@@ -267,13 +280,19 @@ def _check_finite(objective: Objective, step: int, losses: list[Tensor], grad_no
     )
 
 
-def _validate(objective: Objective, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    objective.model.eval()
-    # no_grad and not inference_mode: tables cached during validation (RoPE) are used by the next training step
-    with torch.no_grad(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        values = objective.validate()
-    objective.model.train()
-    return values
+@contextlib.contextmanager
+def _aside(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Use the model for something else than training, which does not notice."""
+    devices = [device] if device.type == "cuda" else []
+    model.eval()
+    # no_grad and not inference_mode: tables cached here (RoPE) are used by the next training step
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+        torch.random.fork_rng(devices=devices),
+    ):
+        yield
+    model.train()
 
 
 _INTERRUPTED = b"\nfinishing this step, then saving (Ctrl-C again: stop now, from the last checkpoint)\n"

@@ -1,9 +1,10 @@
-"""What does a training look like: its loss curve, its reconstructions, its continuations of a video?"""
+"""What does a training look like: its loss over steps and positions, its reconstructions, its continuations?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,6 +34,37 @@ def draw_loss(run_dir: Path, *, unit: str, references: Mapping[str, float] | Non
     axes.grid(alpha=0.3)
     axes.legend()
     return _save(figure, run_dir / "loss.png")
+
+
+def draw_per_position(path: Path, measured: Mapping[str, Any], title: str = "held-out loss within a sample") -> Path:
+    """Draw what `per_position.json` holds: nats at each position of a sample, a thin line at each frame's first token.
+
+    The stairs are the means of the frames. Dashed: what the references that it names reach, and how well the model
+    predicts a first frame, which is what it knows without frames before.
+    """
+    nats, frames = np.asarray(measured["per_position"]), np.asarray(measured["per_frame"])
+    per_frame = len(nats) // len(frames)
+    figure = Figure(figsize=(10, 4.8), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for edge in range(0, len(nats) + 1, per_frame):
+        axes.axvline(edge, color="0.88", linewidth=0.8, zorder=0)
+    axes.plot(np.arange(len(nats)) + 0.5, nats, color="C0", linewidth=0.8, alpha=0.65, label="each position")
+    edges = np.arange(len(frames) + 1) * per_frame
+    axes.stairs(frames, edges, color="C3", linewidth=1.8, baseline=None, label="mean of the frame")
+    references = {**measured.get("references", {}), "the model without frames before": frames[0]}
+    for shade, (label, value) in enumerate(references.items()):
+        if value is not None:
+            colour = f"C{(4, 1, 2, 5)[shade % 4]}"
+            axes.axhline(value, linestyle="--", linewidth=1.1, color=colour, label=f"{label} {value:.2f}")
+    axes.set(xlim=(0, len(nats)), xlabel="position in the sample", ylabel=measured["unit"], title=title)
+    axes.set_ylim(0, 1.05 * max(nats.max(), *(value for value in references.values() if value is not None)))
+    over = axes.secondary_xaxis("top")
+    over.set_xticks((np.arange(len(frames)) + 0.5) * per_frame, [str(frame) for frame in range(1, len(frames) + 1)])
+    over.tick_params(length=0, labelsize=7, colors="0.5")
+    over.set_xlabel("frame", fontsize=8, color="0.5")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, ncols=2, loc="upper right")
+    return _save(figure, path)
 
 
 def draw_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]], *, title: str, mark: int | None = None) -> Path:

@@ -11,10 +11,12 @@ import torch
 
 from toto_robot.data.frames import FrameStore
 from toto_robot.encoders.base import autocast, resolve_precision
+from toto_robot.models.compute import mae_training_flops
 from toto_robot.models.hub import from_pretrained
 from toto_robot.models.mae import MAEConfig, build_mae
-from toto_robot.pretrain.clips import Division, divide
+from toto_robot.pretrain.clips import Division
 from toto_robot.pretrain.config import PretrainConfig
+from toto_robot.pretrain.equal import division_of
 from toto_robot.pretrain.loop import compiled
 from toto_robot.pretrain.objectives import MAEObjective
 from toto_robot.pretrain.optim import choose_device
@@ -29,7 +31,9 @@ def train_mae(config: PretrainConfig, run_dir: Path, stages: Stages, frames: Fra
     """Do the stages train, validate and pictures; return what the summary says."""
     sizes = config.sizes()
     assert isinstance(sizes, MAEConfig)
-    division = divide(frames.clip_ends, frames.records, config.val_fraction, config.seed)
+    division = division_of(config, frames.clip_ends, frames.records, min_frames=1)
+
+    shown = _spread(frames, division)
 
     def objective(model: torch.nn.Module, forward: Callable[..., Any] | None = None) -> MAEObjective:
         training, held_out = division.samplers(1, (1,), config.seed)
@@ -46,15 +50,30 @@ def train_mae(config: PretrainConfig, run_dir: Path, stages: Stages, frames: Fra
     def work() -> dict[str, Any]:
         device = choose_device(config.device)
         model = build_mae(sizes, seed=config.seed).to(device)
-        return run_loop(config, run_dir, objective(model, compiled(model, run_dir) if config.compile else None), device)
+        learned = objective(model, compiled(model, run_dir) if config.compile else None)
+
+        def draw(done: int) -> None:
+            _draw(config, run_dir, learned, shown, Path("pictures") / f"reconstructions_{done:06d}.png")
+
+        return run_loop(config, run_dir, learned, device, draw=draw)
 
     def trained_objective() -> MAEObjective:
         return objective(from_pretrained(run_dir / "pretrained_model", choose_device(config.device)))
 
+    def pictures() -> dict[str, Any]:
+        device = choose_device(config.device)
+        with autocast(resolve_precision(config.precision, device), device):
+            _draw(config, run_dir, trained_objective(), shown, Path("reconstructions.png"))
+        return {"summary": "loss.png, reconstructions.png"}
+
     trained = stages.run("train", work)
     validated = stages.run("validate", lambda: _validate(config, trained_objective()))
-    stages.run("pictures", lambda: _draw(config, run_dir, trained_objective(), frames, division))
-    return {**trained, **validated}
+    stages.run("pictures", pictures)
+    amounts = {
+        "patches_seen": trained["images_seen"] * sizes.tokens_per_frame,
+        "training_flops": mae_training_flops(sizes, trained["images_seen"]),
+    }
+    return {**trained, **validated, **amounts}
 
 
 def _validate(config: PretrainConfig, objective: MAEObjective) -> dict[str, Any]:
@@ -66,16 +85,17 @@ def _validate(config: PretrainConfig, objective: MAEObjective) -> dict[str, Any]
     return {"summary": f"{loss:.4f} squared error on hidden, normalised patches", "val_loss": round(loss, 4)}
 
 
-def _draw(
-    config: PretrainConfig, run_dir: Path, objective: MAEObjective, frames: FrameStore, division: Division
-) -> dict[str, Any]:
-    """Draw the loss curve, and frames beside what the model sees of them and paints."""
+def _spread(frames: FrameStore, division: Division) -> np.ndarray:
+    """Return the middle frames of a few clips, held out where some are, uint8 (n, h, w, 3)."""
     clips = division.held_out if len(division.held_out) else division.training
     chosen = clips[np.unique(np.linspace(0, len(clips) - 1, _FRAMES_DRAWN).round().astype(int))]
     starts = np.concatenate([[0], division.ends[:-1]])
-    truth = frames.read((starts[chosen] + division.ends[chosen]) // 2)
-    masked, painted = objective.inpaint(torch.from_numpy(truth).to(choose_device(config.device)))
-    rows = [("frame", truth), ("visible", masked), ("painted", painted)]
-    draw_rows(run_dir / "reconstructions.png", rows, title=f"{config.model}: hidden patches painted by the model")
+    return frames.read((starts[chosen] + division.ends[chosen]) // 2)
+
+
+def _draw(config: PretrainConfig, run_dir: Path, objective: MAEObjective, frames: np.ndarray, name: Path) -> None:
+    """Draw the loss curve, and frames beside what the model sees of them and paints."""
+    masked, painted = objective.inpaint(torch.from_numpy(frames).to(choose_device(config.device)))
+    rows = [("frame", frames), ("visible", masked), ("painted", painted)]
+    draw_rows(run_dir / name, rows, title=f"{config.model}: hidden patches painted by the model")
     draw_loss(run_dir, unit="squared error on hidden patches")
-    return {"summary": "loss.png, reconstructions.png"}

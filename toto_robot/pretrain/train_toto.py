@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,25 @@ import torch
 
 from toto_robot import packaged
 from toto_robot.data.frames import FrameStore
-from toto_robot.data.mixture import Window, read_rows
 from toto_robot.data.tokens import TokenStore
 from toto_robot.encoders.base import autocast, resolve_precision
-from toto_robot.models.compute import peak_flops_per_s
-from toto_robot.models.generate import generate
+from toto_robot.models.compute import peak_flops_per_s, toto_training_flops
 from toto_robot.models.hub import from_pretrained
 from toto_robot.models.mup import learning_rate_scales
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.baselines import copy_previous_nats, unigram_nats
 from toto_robot.pretrain.clips import Division, divide
 from toto_robot.pretrain.config import PretrainConfig
+from toto_robot.pretrain.equal import fingerprint
 from toto_robot.pretrain.loop import Objective, compiled, train
 from toto_robot.pretrain.objectives import TokenMeasures, TotoObjective
 from toto_robot.pretrain.optim import choose_device, choose_precision
-from toto_robot.pretrain.pictures import draw_loss, draw_rows
+from toto_robot.pretrain.pictures import draw_loss, draw_per_position
 from toto_robot.pretrain.reporting import peak_memory_gib
 from toto_robot.pretrain.resolution import start_from
 from toto_robot.pretrain.stages import Stages
-from toto_robot.run_folder import write_json
-from toto_robot.tokenizers.load import AnyTokenizer, load_tokenizer
-
-_CLIPS_DRAWN = 3
-_TEMPERATURE = 0.8
+from toto_robot.pretrain.toto_pictures import Continuations
+from toto_robot.run_folder import read_json, write_json
 
 
 def train_toto(
@@ -48,9 +44,13 @@ def train_toto(
     sizes = config.sizes()
     assert isinstance(sizes, TotoConfig)
     division = divide(tokens.clip_ends, tokens.records, config.val_fraction, config.seed, sizes.frames)
+    training, held_out = division.samplers(sizes.frames, config.strides, config.seed)
+    shown = Continuations(
+        held_out or training, tokens, frames, tokenizer_dir, kind="held-out" if held_out else "training",
+        seed=config.seed,
+    )  # fmt: skip
 
     def objective(model: Toto, forward: torch.nn.Module | None = None) -> TotoObjective:
-        training, held_out = division.samplers(sizes.frames, config.strides, config.seed)
         return TotoObjective(
             model,
             tokens,
@@ -70,14 +70,31 @@ def train_toto(
         model.to(device)
         forward = compiled(model, run_dir) if config.compile else None
         lr_scales = learning_rate_scales(model.named_parameters(), sizes)
-        return run_loop(config, run_dir, objective(model, forward), device, lr_scales)
+
+        def draw(done: int) -> None:
+            draw_loss(run_dir, unit="nats per token")
+            shown.draw(model, run_dir / "pictures" / f"continuation_{done:06d}.png")
+
+        return run_loop(config, run_dir, objective(model, forward), device, lr_scales, draw)
+
+    def pictures() -> dict[str, Any]:
+        model, device = _trained(config, run_dir), choose_device(config.device)
+        with autocast(resolve_precision(config.precision, device), device):
+            shown.draw(model, run_dir / "continuation.png")
+        return _draw_curves(run_dir, validated)
 
     trained = stages.run("train", work)
     validated = stages.run(
         "validate", lambda: _validate(config, run_dir, objective(_trained(config, run_dir)), tokens, division)
     )
-    stages.run("pictures", lambda: _draw(config, run_dir, tokens, division, frames, validated))
-    return {**trained, **validated}
+    stages.run("pictures", pictures)
+    flops = toto_training_flops(sizes, trained["tokens_seen"])
+    return {
+        **trained,
+        **validated,
+        "training_flops": flops,
+        "division": fingerprint(division, tokens.clip_ends, tokens.records),
+    }
 
 
 def run_loop(
@@ -86,10 +103,11 @@ def run_loop(
     objective: Objective,
     device: torch.device,
     lr_scales: Mapping[str, float] | None = None,
+    draw: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Do the stage that trains; return its summary."""
+    """Do the stage that trains; return its summary. `draw(steps done)` shows what the model makes, now and then."""
     dtype = choose_precision(config.precision, device)
-    trained = train(objective, config.loop(), run_dir, device=device, dtype=dtype, lr_scales=lr_scales)
+    trained = train(objective, config.loop(), run_dir, device=device, dtype=dtype, lr_scales=lr_scales, draw=draw)
     unit, seen = objective.unit, trained.units
     parameters = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
     peak = peak_flops_per_s(device, dtype)
@@ -135,6 +153,7 @@ def _validate(
         run_dir / "per_position.json",
         {
             "unit": "nats per token",
+            "references": {"single tokens": round(unigram, 4), "copying the frame before": copied},
             **_by_position(measured, tokens.tokens_per_frame),
             "sources": {name: _by_position(one, tokens.tokens_per_frame) for name, one in measured.sources.items()},
         },
@@ -163,54 +182,13 @@ def _by_position(measured: TokenMeasures, tokens_per_frame: int) -> dict[str, An
     }
 
 
-def _draw(
-    config: PretrainConfig,
-    run_dir: Path,
-    tokens: TokenStore,
-    division: Division,
-    frames: FrameStore | None,
-    validated: dict[str, Any],
-) -> dict[str, Any]:
-    """Draw the loss curve, and what the model makes of the first quarter of a window beside what really came."""
-    references = {"unigram": validated["val_unigram"]} if "val_unigram" in validated else {}
-    draw_loss(run_dir, unit="nats per token", references=references)
-    model = _trained(config, run_dir)
-    device = model.embed.weight.device
-    tokenizer = load_tokenizer(run_dir / "pretrained_model" / "tokenizer", device)
-    T, given = model.config.frames, max(1, model.config.frames // 4)
-    training, held_out = division.samplers(T, config.strides, config.seed)
-    drawn = (held_out or training).windows(0, 100 * _CLIPS_DRAWN)
-    windows = _of_different_clips([one for one in drawn if one.kind == "video"] or drawn, division)
-    kind = "video" if windows[0].kind == "video" else "image"
-    truth = tokens.windows([window.rows for window in windows]).astype(np.int64)  # (B, T, P)
-    generator = torch.Generator(device).manual_seed(config.seed)
-    with autocast(resolve_precision(config.precision, device), device):
-        prompt = torch.from_numpy(truth[:, :given])
-        continued = generate(model, prompt, T - given, temperature=_TEMPERATURE, generator=generator, kind=kind)
-    made = continued.cpu().numpy()
-    rows = []
-    for index, window in enumerate(windows):
-        if frames is not None:
-            rows.append((kind, read_rows(frames.frames, window.rows)))
-        rows.append(("its tokens", _pictures(tokenizer, truth[index], tokens.grid)))
-        rows.append(("continued", _pictures(tokenizer, made[index], tokens.grid)))
-    title = (
-        f"{config.model}, {'training' if held_out is None else 'held-out'} video; right of the line the model draws "
-        f"every token (temperature {_TEMPERATURE})"
-    )
-    draw_rows(run_dir / "continuation.png", rows, title=title, mark=given)
-    return {"summary": "loss.png, continuation.png"}
-
-
-def _of_different_clips(windows: list[Window], division: Division) -> list[Window]:
-    """Return the first few windows of which no two begin in the same clip."""
-    by_clip: dict[int, Window] = {}
-    for window in windows:
-        by_clip.setdefault(int(np.searchsorted(division.ends, window.rows[0], side="right")), window)
-    return list(by_clip.values())[:_CLIPS_DRAWN]
-
-
-def _pictures(tokenizer: AnyTokenizer, codes: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Decode codes (T, P) to uint8 (T, h, w, 3)."""
-    device = next(tokenizer.parameters()).device
-    return tokenizer.decode(torch.from_numpy(codes).view(-1, *grid).to(device)).cpu().numpy()
+def _draw_curves(run_dir: Path, validated: Mapping[str, Any]) -> dict[str, Any]:
+    """Draw the loss over the steps, and over the positions of a sample where it was measured."""
+    unit = "nats per token"
+    if validated["val_loss"] is None:
+        draw_loss(run_dir, unit=unit)
+        return {"summary": "loss.png, continuation.png"}
+    draw_loss(run_dir, unit=unit, references={"unigram": validated["val_unigram"]})
+    measured = read_json(run_dir / "per_position.json")
+    draw_per_position(run_dir / "per_position.png", measured)
+    return {"summary": "loss.png, per_position.png, continuation.png"}
