@@ -22,7 +22,6 @@ from toto_robot.data.episodes import EpisodeStore
 from toto_robot.pretrain import checkpoint
 from toto_robot.pretrain.optim import adamw, learning_rate, set_learning_rate
 from toto_robot.run_folder import MetricLog
-from toto_robot.weights import write_model
 
 LOSSES = ("mse", "l1", "huber")
 
@@ -161,15 +160,8 @@ def train_head(config: BCConfig, data: Demonstrations, seed: int, run_dir: Path)
                 log.write(done, values)
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items() if key.endswith("loss")})
             if done % config.checkpoint_every == 0 or done == config.steps:
-                checkpoint.save(
-                    run_dir,
-                    done,
-                    learner,
-                    optimizer,
-                    write_model=lambda folder: _write_model(learner, folder),
-                    notes={},
-                    keep=1,
-                )
+                state = checkpoint.snapshot(done, learner, optimizer, config=_describe(learner), notes={})
+                checkpoint.save(run_dir, state, keep=1)
             bar.update()
     return Trained(learner.average.eval(), proprio, actions)
 
@@ -282,5 +274,5 @@ def _mean_inside(error: Tensor, inside: Tensor) -> Tensor:
     return (error * inside[..., None]).sum() / (inside.sum() * error.shape[-1])
 
 
-def _write_model(learner: _Learner, folder: Path) -> None:
-    write_model(folder, {"model_type": "cloned_head", **asdict(learner.head.config)}, learner.state_dict())
+def _describe(learner: _Learner) -> dict[str, Any]:
+    return {"model_type": "cloned_head", **asdict(learner.head.config)}

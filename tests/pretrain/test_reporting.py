@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.pretrain.test_loop import Regression, Stop, fit, settings, stop_at
 from tests.pretrain.toy import CPU, SIZES, loop_settings, toto_objective
 from toto_robot.models.compute import peak_flops_per_s, toto_training_flops
+from toto_robot.pretrain.distributed import ALONE
 from toto_robot.pretrain.loop import train
 from toto_robot.pretrain.reporting import Meter, peak_memory_gib
 from toto_robot.run_folder import read_json, read_metrics
@@ -79,7 +80,7 @@ def test_the_meter_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
         meter.end_step({"loss": torch.tensor(value)})
         with meter.paused():
             now[0] += 100.0
-    assert meter.read() == ({"loss": 2.0}, 2.0)
+    assert meter.read(ALONE) == ({"loss": 2.0}, 2.0)
 
 
 class FakeWandb(types.ModuleType):

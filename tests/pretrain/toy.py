@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from toto_robot.data.tokens import TokenSpec, TokenStore
 from toto_robot.models.mup import learning_rate_scales, with_mup
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.clips import divide
+from toto_robot.pretrain.distributed import ALONE, Processes, started
 from toto_robot.pretrain.loop import LoopConfig, Trained, train
 from toto_robot.pretrain.objectives import TotoObjective
 from toto_robot.pretrain.tokenizer_methods import VQ
@@ -53,7 +56,9 @@ def frame_store(path: Path, clips: int = 4, frames: int = 24, size_px: int = 16)
     return FrameStore.open(path)
 
 
-def toto_objective(folder: Path, model: Toto | None = None, batch_size: int = 8) -> TotoObjective:
+def toto_objective(
+    folder: Path, model: Toto | None = None, batch_size: int = 8, processes: Processes = ALONE
+) -> TotoObjective:
     """Return the small Toto on the counting tokens, its tokenizer folder filled."""
     tokens = token_store(folder / "tokens")
     if not (folder / "tokenizer").exists():
@@ -63,7 +68,7 @@ def toto_objective(folder: Path, model: Toto | None = None, batch_size: int = 8)
     model = model or Toto(SIZES, generator=torch.Generator().manual_seed(0))
     return TotoObjective(
         model, tokens, training=training, held_out=held_out, batch_size=batch_size, tokenizer_dir=folder / "tokenizer",
-        validation_batches=2,
+        validation_batches=2, processes=processes,
     )  # fmt: skip
 
 
@@ -89,18 +94,29 @@ def loop_settings(steps: int = 40, **changes: object) -> LoopConfig:
     return LoopConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def train_toy(kind: str, folder: Path, run_dir: Path) -> Trained:
-    """Train the small Toto ("toto options": in muP, with every option of the loop) or the small tokenizer."""
-    if kind == "toto options":
-        model = Toto(with_mup(SIZES, NARROW), generator=torch.Generator().manual_seed(0))
-        options = loop_settings(wsd_decay=0.5, ema_decay=0.9, accumulate=2)
-        scales = learning_rate_scales(model.named_parameters(), model.config)
-        objective = toto_objective(folder, model, batch_size=4)
-        return train(objective, options, run_dir, device=CPU, dtype=torch.bfloat16, lr_scales=scales)
-    plain = toto_objective(folder) if kind == "toto" else tokenizer_objective(folder)
-    return train(plain, loop_settings(), run_dir, device=CPU, dtype=torch.bfloat16)
+def train_toy(kind: str, folder: Path, run_dir: Path, **changes: object) -> Trained:
+    """Train the small Toto ("toto options": in muP, with every option of the loop) or the small tokenizer.
+
+    With torchrun's environment all its processes train one Toto; `changes` are those of the loop's settings.
+    """
+    if kind == "tokenizer":
+        return train(tokenizer_objective(folder), loop_settings(), run_dir, device=CPU, dtype=torch.bfloat16)
+    options = kind == "toto options"
+    sizes = with_mup(SIZES, NARROW) if options else SIZES
+    if options:
+        changes = {"wsd_decay": 0.5, "ema_decay": 0.9, "accumulate": 2, **changes}
+    with started("cpu", int(os.environ.get("REPLICAS", "1"))) as processes:
+        torch.set_num_threads(1)
+        model = Toto(sizes, generator=torch.Generator().manual_seed(0))
+        processes.shard(model)
+        objective = toto_objective(folder, model, batch_size=4 if options else 8, processes=processes)
+        scales = learning_rate_scales(model.named_parameters(), sizes)
+        return train(
+            objective, loop_settings(**changes), run_dir, device=CPU, dtype=torch.bfloat16, lr_scales=scales,
+            processes=processes,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_toy(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    train_toy(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), **json.loads("".join(sys.argv[4:]) or "{}"))

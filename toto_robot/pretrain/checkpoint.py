@@ -1,9 +1,11 @@
 """How is the state of a training written, so that a kill at any moment and a restart give the bits of one long run?
 
     checkpoints/000500/pretrained_model/    config.json, model.safetensors (parameters and buffers)
-    checkpoints/000500/training_state/      optimizer.safetensors, rng.safetensors, state.json
+    checkpoints/000500/training_state/      state.json, optimizer/00001-of-00002.safetensors (one a process) and so on
     checkpoints/last -> 000500
-Everything is safetensors or JSON; nothing is pickled. A directory takes the name of its step only when it is whole.
+Everything is safetensors or JSON; nothing is pickled. A directory takes the name of its step only when it is whole, and
+any number of processes continues what any number wrote. Generators of random numbers are not in it: the loops set them
+anew from (seed, step). A save copies the state and writes the copy; `Saver` does the writing beside the training.
 """
 
 from __future__ import annotations
@@ -12,21 +14,24 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from toto_robot.pretrain.distributed import ALONE, Processes, full_state
+from toto_robot.pretrain.pieces import Piece, Pieces, local_piece, write_pieces
 from toto_robot.run_folder import read_json, write_json
-from toto_robot.weights import read_weights
+from toto_robot.weights import WEIGHTS_FILE, check_fit, write_model
 
 LAST = "last"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,34 +42,104 @@ class Restored:
     notes: dict[str, Any]
 
 
-def save(
-    run_dir: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy, on the CPU, of what this process has to write after `step` steps."""
+
+    step: int
+    config: Mapping[str, Any]  # of the model
+    notes: Mapping[str, Any]
+    model: dict[str, Tensor]  # whole, in the first process; empty in the others
+    optimizer: dict[str, Piece]
+
+
+def snapshot(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    write_model: Callable[[Path], None],
+    config: Mapping[str, Any],
     notes: Mapping[str, Any],
-    keep: int,
-) -> Path:
-    """Write the checkpoint after `step` steps, point `last` at it, and drop all but the `keep` newest.
+    processes: Processes = ALONE,
+) -> Snapshot:
+    """Copy the state after `step` steps; all processes must call this together. `config` is the model's config.json."""
+    weights = full_state(model, keep=processes.is_first)
+    pieces = {}
+    for name, tensor in _optimizer_tensors(model, optimizer, processes).items():
+        piece = local_piece(tensor)
+        pieces[name] = Piece(piece.rows.to("cpu", copy=True), piece.first_row)
+    return Snapshot(step, config, dict(notes), weights, pieces)
 
-    `write_model(directory)` writes `model.safetensors` with the model's whole state, and the config beside it. OSError
-    names the way out when the disk is full; the checkpoints before stay as they were.
+
+def save(run_dir: Path, state: Snapshot, *, keep: int, processes: Processes = ALONE) -> Path:
+    """Write a snapshot as a checkpoint, point `last` at it, and drop all but the `keep` newest.
+
+    OSError names the way out when the disk is full; the checkpoints before stay as they were.
     """
     checkpoints = run_dir / "checkpoints"
-    final = checkpoints / f"{step:06d}"
-    with _whole_directory(final) as partial:
-        write_model(partial / "pretrained_model")
+    final = checkpoints / f"{state.step:06d}"
+    with _whole_directory(final, processes) as partial:
         training = partial / "training_state"
-        training.mkdir()
-        safetensors.torch.save_file(_optimizer_tensors(model, optimizer), training / "optimizer.safetensors")
-        safetensors.torch.save_file(_rng_tensors(), training / "rng.safetensors")
-        write_json(training / "state.json", {"format": FORMAT_VERSION, "step": step, "notes": dict(notes)})
-    _point_last(checkpoints, final.name)
-    for old in sorted(path for path in checkpoints.iterdir() if path.name.isdigit())[:-keep]:
-        shutil.rmtree(old)
+        if state.optimizer:
+            write_pieces(training / "optimizer" / processes.file_name, state.optimizer)
+        if processes.is_first:
+            write_model(partial / "pretrained_model", state.config, state.model)
+            about = {"format": FORMAT_VERSION, "step": state.step, "processes": processes.size}
+            write_json(training / "state.json", {**about, "notes": state.notes})
+    if processes.is_first:
+        _point_last(checkpoints, final.name)
+        for old in sorted(path for path in checkpoints.iterdir() if path.name.isdigit())[:-keep]:
+            shutil.rmtree(old)
     return final
+
+
+class Saver:
+    """Writes checkpoints in a thread while the training goes on, one at a time.
+
+    A context: at its end the last one is whole. An error of the thread is raised by the next call, of whichever method.
+    """
+
+    def __init__(self, run_dir: Path, keep: int, processes: Processes = ALONE) -> None:
+        self._run_dir, self._keep, self._processes = run_dir, keep, processes
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        if processes.is_first:
+            for left_by_a_kill in (run_dir / "checkpoints").glob(".*.tmp"):
+                shutil.rmtree(left_by_a_kill, ignore_errors=True)
+
+    def save(self, state: Snapshot) -> None:
+        """Begin to write a snapshot, once the one before is written."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(state,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong in the thread, if anything did."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Return when nothing is left to be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _write(self, state: Snapshot) -> None:
+        try:
+            save(self._run_dir, state, keep=self._keep, processes=self._processes)
+        except BaseException as error:
+            self._error = error
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or self._processes.size == 1:  # after an error others may be gone that the thread waits for
+            self.wait()
 
 
 def last(run_dir: Path) -> Path | None:
@@ -83,9 +158,10 @@ def publish(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Restored:
-    """Load parameters, buffers, optimizer moments and random generators in place; return the step and the notes.
+    """Load parameters, buffers and optimizer moments in place; return the step and the notes.
 
-    ValueError when the checkpoint is of another format or of a model of another size.
+    Where the model is divided over processes, each reads its own rows. ValueError when the checkpoint is of another
+    format or of a model of another size.
     """
     training = checkpoint / "training_state"
     state = read_json(training / "state.json")
@@ -93,28 +169,35 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         raise ValueError(
             f"{checkpoint} has format {state.get('format')}, this version reads {FORMAT_VERSION}; start a new run"
         )
-    read_weights(checkpoint / "pretrained_model", model)
-    _load_optimizer(safetensors.torch.load_file(training / "optimizer.safetensors"), model, optimizer)
-    _load_rng(safetensors.torch.load_file(training / "rng.safetensors"))
+    folder = checkpoint / "pretrained_model"
+    weights, into = Pieces(folder), model.state_dict()
+    check_fit(into, weights.shapes(), str(folder / WEIGHTS_FILE))
+    for name, tensor in into.items():
+        weights.read_into(name, tensor)
+    _load_optimizer(Pieces(training / "optimizer"), model, optimizer)
     return Restored(step=int(state["step"]), notes=state["notes"])
 
 
 @contextlib.contextmanager
-def _whole_directory(final: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the name `final` when the block ends, and vanishes if it ends by an error."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+def _whole_directory(final: Path, processes: Processes = ALONE) -> Iterator[Path]:
+    """Yield an empty directory that takes the name `final` when the block ends, and vanishes if it ends by an error.
+
+    Several processes enter it together; it takes its name when all have left it.
+    """
     partial = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
-    partial.mkdir()
     try:
+        if processes.is_first:
+            shutil.rmtree(partial, ignore_errors=True)  # left by a kill
+            partial.mkdir(parents=True)
+        processes.meet_writers()
         yield partial
-        for directory, _, files in os.walk(partial):
-            for path in [Path(directory), *(Path(directory) / name for name in files)]:
-                _sync(path)
-        if final.exists():  # a run killed before `last` moved comes by here again
-            shutil.rmtree(final)
-        os.replace(partial, final)
-        _sync(final.parent)
+        processes.meet_writers()
+        if processes.is_first:
+            _sync_all(partial)
+            if final.exists():  # a run killed before `last` moved comes by here again
+                shutil.rmtree(final)
+            os.replace(partial, final)
+            _sync(final.parent)
     except (OSError, safetensors.SafetensorError) as error:  # safetensors hides the errno in its message
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
             raise OSError(
@@ -124,7 +207,8 @@ def _whole_directory(final: Path) -> Iterator[Path]:
             ) from error
         raise OSError(errno.EIO, f"cannot write {final}: {error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if processes.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _point_last(checkpoints: Path, name: str) -> None:
@@ -133,6 +217,12 @@ def _point_last(checkpoints: Path, name: str) -> None:
     temporary.symlink_to(name)
     os.replace(temporary, checkpoints / LAST)
     _sync(checkpoints)
+
+
+def _sync_all(directory: Path) -> None:
+    for folder, _, files in os.walk(directory):
+        for path in [Path(folder), *(Path(folder) / name for name in files)]:
+            _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -147,38 +237,31 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Name each moment after its parameter, so that the file does not depend on the order of parameter groups."""
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, processes: Processes) -> dict[str, Tensor]:
+    """Name each moment after its parameter, so that the file does not depend on the order of parameter groups.
+
+    What every process has, such as the count of steps, is the first one's.
+    """
     return {
-        f"{name}/{key}": torch.as_tensor(value).contiguous()
+        f"{name}/{key}": torch.as_tensor(value)
         for name, parameter in _trainable(model).items()
         for key, value in optimizer.state[parameter].items()
+        if processes.is_first or (processes.holds_pieces and hasattr(value, "to_local"))
     }
 
 
-def _load_optimizer(stored: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load_optimizer(stored: Pieces, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     parameters = _trainable(model)
     optimizer.state.clear()
-    for full_name, tensor in stored.items():
+    for full_name, about in stored.shapes().items():
         name, key = full_name.rsplit("/", 1)
         if name not in parameters:
             raise ValueError(f"the checkpoint has optimizer state of {name}, which the configured model does not train")
         parameter = parameters[name]
-        if tensor.shape == parameter.shape:
+        if about.shape == parameter.shape:
             # A moment must lie in memory as its parameter does (channels_last): the fused kernel pairs them by address.
-            tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
-
-
-def _rng_tensors() -> dict[str, Tensor]:
-    tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda:{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
-    return tensors
-
-
-def _load_rng(stored: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(stored["cpu"])
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"cuda:{index}" in stored:
-            torch.cuda.set_rng_state(stored[f"cuda:{index}"], index)
+            moment = torch.empty_like(parameter, requires_grad=False)
+        else:
+            moment = torch.empty(about.shape, device=parameter.device)
+        stored.read_into(full_name, moment)
+        optimizer.state[parameter][key] = moment

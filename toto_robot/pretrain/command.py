@@ -17,6 +17,7 @@ from toto_robot.encoders.base import resolve_precision
 from toto_robot.models.toto import TotoConfig
 from toto_robot.pretrain.card import write_card
 from toto_robot.pretrain.config import PretrainConfig
+from toto_robot.pretrain.distributed import Processes, started
 from toto_robot.pretrain.equal import equalled, shortest_clip
 from toto_robot.pretrain.optim import choose_device
 from toto_robot.pretrain.stages import Stages
@@ -35,21 +36,28 @@ def pretrain(config: PretrainConfig, run_dir: Path) -> int:
     `continuation.png` or `reconstructions.png`. Without data it records its own in simulation.
     """
     config = equalled(config)
-    stages = Stages(run_dir, config.deciding())
+    with started(config.device, config.replicas) as processes:
+        processes.share(config.computed_at_once())  # refuses now what would fail after hours
+        _pretrain(config, run_dir, processes)
+    return 0
+
+
+def _pretrain(config: PretrainConfig, run_dir: Path, processes: Processes) -> None:
+    stages = Stages(run_dir, config.deciding(), processes=processes)
     frames = None if config.tokens and not config.frames else _frames(config, run_dir, stages)
     if config.is_mae:
         assert frames is not None
-        found = train_mae(config, run_dir, stages, frames)
-        write_card(config, run_dir, found, frames)
+        found = train_mae(config, run_dir, stages, frames, processes)
+        data: FrameStore | TokenStore = frames
     else:
         tokenizer_dir = _tokenizer_dir(config, run_dir, stages, frames)
-        tokens = _tokens(config, run_dir, stages, frames, tokenizer_dir)
-        found = train_toto(config, run_dir, stages, tokens, tokenizer_dir, frames)
-        write_card(config, run_dir, found, tokens)
-    summary = {"model": config.model, **found, "minutes": stages.minutes, "settings": config.deciding()}
-    write_json(run_dir / "summary.json", {key: value for key, value in summary.items() if key != "summary"})
-    print(f"model in {run_dir / 'pretrained_model'}, {sum(stages.minutes.values()):.1f} min in all")
-    return 0
+        data = _tokens(config, run_dir, stages, frames, tokenizer_dir)
+        found = train_toto(config, run_dir, stages, data, tokenizer_dir, frames, processes)
+    if processes.is_first:
+        write_card(config, run_dir, found, data)
+        summary = {"model": config.model, **found, "minutes": stages.minutes, "settings": config.deciding()}
+        write_json(run_dir / "summary.json", {key: value for key, value in summary.items() if key != "summary"})
+        print(f"model in {run_dir / 'pretrained_model'}, {sum(stages.minutes.values()):.1f} min in all")
 
 
 def _frames(config: PretrainConfig, run_dir: Path, stages: Stages) -> FrameStore:

@@ -51,7 +51,9 @@ class PretrainConfig:
     """Settings of `toto_robot pretrain`; null where the size of the model decides."""
 
     # These do not change the result.
-    MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "keep_checkpoints", "pictures_every", "wandb")
+    MAY_CHANGE = (
+        "device", "checkpoint_every", "eval_every", "keep_checkpoints", "pictures_every", "wandb", "replicas",
+    )  # fmt: skip
 
     data: str | None = None  # folder of videos, a video or an episode store; null: recorded in simulation by `collect`
     model: str = "nano"  # Toto: nano tiny small base large 1b a1..a6; MAE: mae_nano _tiny _small _vit_s16 _vit_b16
@@ -72,7 +74,7 @@ class PretrainConfig:
     equal: str = "tokens"  # what is equal then: tokens (patches seen, hidden ones too) or compute (training FLOPs)
     batch_size: int | None = None  # windows of frames (Toto) or images (MAE) a step
     batch_tokens: int | None = None  # instead of batch_size: tokens a step (paper: 1048576)
-    micro_batch: int | None = None  # windows or images computed at once, gradients add up to batch_size; null: all
+    micro_batch: int | None = None  # those computed at once by all processes, their gradients add up; null: all
     lr: float | None = None  # peak learning rate
     warmup_steps: int | None = None  # linear warm-up
     final_lr_ratio: float = 0.1  # last learning rate over the peak
@@ -93,6 +95,7 @@ class PretrainConfig:
     keep_checkpoints: int = 2  # newest ones kept
     pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth of the training
     wandb: str | None = None  # Weights & Biases project that is logged to as well; null: none
+    replicas: int = 1  # with torchrun: groups of processes (nodes) that hold a whole model each (HSDP)
 
     def __post_init__(self) -> None:
         if self.is_mae and (given := [name for name in _TOTO_ONLY if getattr(self, name) is not None]):

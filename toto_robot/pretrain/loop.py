@@ -3,8 +3,8 @@
 The state of a training is (parameters, buffers, optimizer moments and averages, step). The batch of a step is a
 function of (seed, step) and the random generators are set anew from (seed, step), so nothing else has to be
 remembered: a run killed at any moment and started again ends with the bits of a run that was never killed (on the same
-number of threads). With `accumulate` = A a step takes the batches A * step to A * step + A - 1, which hold the samples
-of one batch of A times the size.
+number of threads and processes). With `accumulate` = A a step takes the batches A * step to A * step + A - 1, which
+hold the samples of one batch of A times the size. Of each batch every process computes its share.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import contextlib
 import hashlib
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from toto_robot.pretrain import checkpoint
+from toto_robot.pretrain.checkpoint import Saver
+from toto_robot.pretrain.distributed import ALONE, Processes, clip_gradients, full_state
+from toto_robot.pretrain.interrupt import finish_step_on_interrupt
 from toto_robot.pretrain.optim import ADAM_BETAS, adamw, averaged, learning_rate, set_learning_rate, update_average
 from toto_robot.pretrain.reporting import Report
 from toto_robot.pretrain.wandb_log import check_installed
@@ -37,14 +38,14 @@ class Objective(Protocol):
 
     name: str  # "toto", "mae" or "tokenizer"
     unit: str  # what throughput counts: "tokens" or "images"
-    units_per_step: int  # in one batch
+    units_per_step: int  # in one batch, of all processes together
 
     @property
     def model(self) -> nn.Module:
         """Return the model; its state_dict is everything the training changes, buffers included."""
 
     def batch(self, step: int) -> Tensor:
-        """Return batch number `step`, on the CPU; a step of the loop may accumulate several."""
+        """Return this process's share of batch number `step`, on the CPU; a step of the loop may accumulate several."""
 
     def name_batch(self, step: int) -> str:
         """Say what batch number `step` was made of, for whoever looks for a fault in it."""
@@ -53,16 +54,16 @@ class Objective(Protocol):
         """Return the scalar loss and further scalars to log, for a batch on the model's device."""
 
     def validate(self) -> dict[str, float]:
-        """Return held-out measurements by name, `loss` among them; empty where nothing is held out."""
+        """Return held-out measurements of all processes by name, `loss` among them; empty where nothing is held out."""
 
     def utilisation(self, units_per_s: float, peak_flops_per_s: float) -> dict[str, float]:
         """Return the model's share of the peak, MFU, by convention; empty where its FLOPs are not counted."""
 
-    def write_model(self, directory: Path) -> None:
-        """Write `config.json`, and `model.safetensors` with the whole state_dict, from which training continues."""
+    def describe(self) -> dict[str, Any]:
+        """Return the `config.json` of the model."""
 
-    def publish(self, directory: Path) -> None:
-        """Write what a user loads."""
+    def publish(self, directory: Path, state: Mapping[str, Tensor]) -> None:
+        """Write what a user loads; `state` is the whole state_dict, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +160,15 @@ def train(
     dtype: torch.dtype,
     lr_scales: Mapping[str, float] | None = None,
     draw: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Train until `config.steps`, continuing from the last checkpoint in `run_dir`; leave `run_dir/pretrained_model`.
 
-    The objective's model is on `device`; `dtype` is that of autocast; `lr_scales` are factors of the learning rate by
-    parameter name (muP); `draw(steps done)` shows on the way what the model makes. Ctrl-C ends the step, checkpoints
-    and raises KeyboardInterrupt. ValueError on a loss or gradient that is not finite, before the weights are touched;
-    it names the batch, and the last checkpoint stays.
+    The objective's model is on `device`, and divided if there are several `processes`, which all call this; `dtype` is
+    that of autocast; `lr_scales` are factors of the learning rate by parameter name (muP); `draw(steps done)` shows on
+    the way what the model makes. Ctrl-C ends the step, checkpoints and raises KeyboardInterrupt. ValueError on a loss
+    or gradient that is not finite, in every process and before the weights are touched; it names the batch, and the
+    last checkpoint stays.
     """
     model = objective.model
     optimizer = adamw(
@@ -173,16 +176,18 @@ def train(
         betas=(config.beta1, config.beta2),
     )  # fmt: skip
     units_per_step = objective.units_per_step * config.accumulate
-    start, notes = _resume(run_dir, model, optimizer, objective, config)
+    start, notes = _resume(run_dir, model, optimizer, objective, config, processes)
     began = time.monotonic() - float(notes.get("seconds", 0.0))
     validation: dict[str, float] = notes.get("validation", {})
+    stop = False
     model.train()
     with (
-        Report(run_dir, objective, config, device=device, dtype=dtype, start=start) as report,
-        _finish_step_on_interrupt() as interrupted,
+        Report(run_dir, objective, config, device=device, dtype=dtype, start=start, processes=processes) as report,
+        Saver(run_dir, config.keep_checkpoints, processes) as saver,
+        finish_step_on_interrupt() as interrupted,
     ):
         for step in range(start, config.steps):
-            torch.manual_seed(step_seed(config.seed, step))
+            torch.manual_seed(step_seed(config.seed, step, f"step {processes.rank}" if processes.rank else "step"))
             lr = config.learning_rate(step)
             set_learning_rate(optimizer, lr)
             losses: list[Tensor] = []
@@ -193,8 +198,8 @@ def train(
                 (loss / config.accumulate).backward()
                 losses.append(loss.detach())
                 report.add({"train/loss": loss} | {f"train/{key}": extra[key] for key in extra})
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            _check_finite(objective, step, losses, grad_norm)
+            grad_norm = clip_gradients(model, config.clip)
+            stop = _check_step(objective, step, losses, grad_norm, interrupted(), processes)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if config.ema_decay is not None:
@@ -202,17 +207,17 @@ def train(
             report.end_step({"grad_norm": grad_norm})
 
             done = step + 1
-            stop = interrupted()
+            saver.check()
             save_due = stop or done == config.steps or done % config.checkpoint_every == 0
             if save_due or done % config.log_every == 0:
                 report.write(done, {"lr": lr})
             with report.paused():
                 if done == config.steps or done % config.eval_every == 0:
-                    with averaged(optimizer, config.ema_decay is not None), _aside(model, device, dtype):
+                    with averaged(optimizer, config.ema_decay is not None), _aside(model, device, dtype, processes):
                         validation = objective.validate()
                     report.write_values(done, {f"val/{name}": value for name, value in validation.items()})
                 if draw is not None and config.draws_after(done):
-                    with averaged(optimizer, config.ema_decay is not None), _aside(model, device, dtype):
+                    with averaged(optimizer, config.ema_decay is not None), _aside(model, device, dtype, processes):
                         draw(done)
                 if save_due:
                     notes = {
@@ -221,14 +226,20 @@ def train(
                         "seconds": time.monotonic() - began,
                         "validation": validation,
                     }
-                    checkpoint.save(
-                        run_dir, done, model, optimizer,
-                        write_model=objective.write_model, notes=notes, keep=config.keep_checkpoints,
-                    )  # fmt: skip
+                    saver.save(
+                        checkpoint.snapshot(
+                            done, model, optimizer, config=objective.describe(), notes=notes, processes=processes
+                        )
+                    )
             if stop:
-                raise KeyboardInterrupt
+                break
+        if stop or interrupted():
+            raise KeyboardInterrupt
     with averaged(optimizer, config.ema_decay is not None):
-        checkpoint.publish(run_dir / "pretrained_model", objective.publish)
+        state = full_state(model, keep=processes.is_first)
+        processes.first(
+            lambda: checkpoint.publish(run_dir / "pretrained_model", lambda folder: objective.publish(folder, state))
+        )
     seconds, units = time.monotonic() - began, config.steps * units_per_step
     speeds = sorted(report.units_per_second)
     speed = speeds[len(speeds) // 2] if speeds else units / seconds
@@ -245,10 +256,11 @@ def compiled(module: nn.Module, run_dir: Path) -> nn.Module:
 
 
 def _resume(
-    run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective, config: LoopConfig
-) -> tuple[int, dict[str, Any]]:
+    run_dir: Path, model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective, config: LoopConfig,
+    processes: Processes,
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
     """Load the last checkpoint, if there is one; return the steps done and what the loop noted then."""
-    newest = checkpoint.last(run_dir)
+    newest = processes.first(lambda: checkpoint.last(run_dir))
     if newest is None:
         return 0, {}
     restored = checkpoint.restore(newest, model, optimizer)
@@ -263,11 +275,19 @@ def _resume(
     return restored.step, restored.notes
 
 
-def _check_finite(objective: Objective, step: int, losses: list[Tensor], grad_norm: Tensor) -> None:
-    """Raise ValueError where a loss or the gradient is not finite; on a GPU this waits for the device once a step."""
-    *values, norm = torch.stack([*(loss.float() for loss in losses), grad_norm.float()]).tolist()
+def _check_step(
+    objective: Objective, step: int, losses: list[Tensor], grad_norm: Tensor, interrupted: bool, processes: Processes
+) -> bool:
+    """Return whether any process was interrupted; on a GPU this waits for the device once a step.
+
+    ValueError in every process where a loss of any, or the gradient, is not finite.
+    """
+    mine = torch.stack(
+        [*(loss.float() for loss in losses), grad_norm.float(), grad_norm.new_tensor(interrupted).float()]
+    )
+    *values, norm, stop = (processes.total(mine) / processes.size).tolist()
     if math.isfinite(norm) and all(map(math.isfinite, values)):
-        return
+        return stop > 0
     first = step * len(losses)
     bad = [first + index for index, value in enumerate(values) if not math.isfinite(value)]
     what, value = ("train/loss", values[bad[0] - first]) if bad else ("grad_norm", norm)
@@ -281,7 +301,7 @@ def _check_finite(objective: Objective, step: int, losses: list[Tensor], grad_no
 
 
 @contextlib.contextmanager
-def _aside(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def _aside(model: nn.Module, device: torch.device, dtype: torch.dtype, processes: Processes) -> Iterator[None]:
     """Use the model for something else than training, which does not notice."""
     devices = [device] if device.type == "cuda" else []
     model.eval()
@@ -292,29 +312,5 @@ def _aside(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterat
         torch.random.fork_rng(devices=devices),
     ):
         yield
+    processes.reshard(model)
     model.train()
-
-
-_INTERRUPTED = b"\nfinishing this step, then saving (Ctrl-C again: stop now, from the last checkpoint)\n"
-
-
-@contextlib.contextmanager
-def _finish_step_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, so that no step is left half applied; the second one acts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        os.write(2, _INTERRUPTED)  # not print: the signal may arrive inside one
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: interrupts do not arrive here
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGINT, before)

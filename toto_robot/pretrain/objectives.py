@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from toto_robot.data.frames import FrameStore
-from toto_robot.data.mixture import MixtureSampler
+from toto_robot.data.mixture import MixtureSampler, Window
 from toto_robot.data.tokens import TokenStore
 from toto_robot.models.compute import mae_training_flops, mfu
-from toto_robot.models.hub import save_pretrained
+from toto_robot.models.hub import describe
 from toto_robot.models.loss import LOSS_CHUNK_TOKENS
 from toto_robot.models.mae import IMAGENET_MEAN, IMAGENET_STD, MAEConfig, mae_config, normalise_pixels
 from toto_robot.models.toto import Toto
+from toto_robot.pretrain.distributed import ALONE, Processes
 from toto_robot.pretrain.loop import step_seed
+from toto_robot.weights import write_model
 
 
 class TotoObjective:
@@ -46,8 +48,9 @@ class TotoObjective:
         forward: nn.Module | None = None,
         validation_batches: int = 8,
         loss_chunk_tokens: int = LOSS_CHUNK_TOKENS,
+        processes: Processes = ALONE,
     ) -> None:
-        """`forward` is what computes, where that is not `model` itself (its compiled form)."""
+        """`batch_size` is that of all processes together; `forward` computes, where `model` does not (compiled)."""
         self.model = model
         self.units_per_step = batch_size * model.config.frames * model.config.tokens_per_frame
         self._tokens, self._training, self._held_out = tokens, training, held_out
@@ -55,6 +58,7 @@ class TotoObjective:
         self._tokenizer_dir = tokenizer_dir
         self._forward = model if forward is None else forward
         self._loss_chunk_tokens = loss_chunk_tokens
+        self._processes = processes
 
     @property
     def has_held_out(self) -> bool:
@@ -66,7 +70,7 @@ class TotoObjective:
         return batches_of(samples, self._held_out, self._batch_size)
 
     def batch(self, step: int) -> Tensor:
-        """Return ids (B, 1 + T * P) int64 of step `step`: the start id of its kind, then the visual ids."""
+        """Return this process's ids (B, 1 + T * P) int64 of `step`: the start id of its kind, then the visual ids."""
         return self._ids(self._training, step)
 
     def name_batch(self, step: int) -> str:
@@ -109,6 +113,7 @@ class TotoObjective:
             losses += found.nats[:, :-1].sum(0).double().cpu()  # without the end token
             right = (found.likeliest[:, :-1].unflatten(1, (T, P)) == codes)[:, 1:]
             counts += torch.stack([right.sum(), (codes[:, 1:] == codes[:, :-1]).sum()]).double().cpu()
+        losses, counts = self._processes.total(losses), self._processes.total(counts)
         windows = batches * self._batch_size
         accuracy, copied = (counts / max(1, windows * (T - 1) * P)).tolist()
         return TokenMeasures(losses.div(windows).tolist(), accuracy, copied, windows)
@@ -124,23 +129,26 @@ class TotoObjective:
         share = mfu(self.model.config, units_per_s, peak_flops_per_s)
         return {"mfu": share.full, "mfu_causal": share.causal}
 
-    def write_model(self, directory: Path) -> None:
-        """Write config and weights."""
-        save_pretrained(self.model, directory)
+    def describe(self) -> dict[str, Any]:
+        """Return the model's configuration."""
+        return describe(self.model)
 
-    def publish(self, directory: Path) -> None:
+    def publish(self, directory: Path, state: Mapping[str, Tensor]) -> None:
         """Write config, weights and a copy of the tokenizer: all that a stream of pixels needs."""
         shutil.copytree(self._tokenizer_dir, directory / "tokenizer")
-        save_pretrained(self.model, directory)
+        write_model(directory, self.describe(), state)
 
     def _ids(self, sampler: MixtureSampler, step: int) -> Tensor:
-        drawn = sampler.windows(step, self._batch_size)
+        return self._read(sampler.windows(step, self._batch_size)[self._processes.share(self._batch_size)])
+
+    def _read(self, drawn: list[Window]) -> Tensor:
         codes = torch.from_numpy(self._tokens.windows([window.rows for window in drawn]))
         return self.model.pack(codes, ["image" if window.kind == "images" else "video" for window in drawn])[0]
 
     def _codes(self, sampler: MixtureSampler, step: int) -> Tensor:
         sizes = self.model.config
-        return (self._ids(sampler, step)[:, 1:] - sizes.first_visual_id).unflatten(1, (-1, sizes.tokens_per_frame))
+        ids = self._read(sampler.windows(step, self._batch_size))
+        return (ids[:, 1:] - sizes.first_visual_id).unflatten(1, (-1, sizes.tokens_per_frame))
 
 
 @dataclass(frozen=True)
@@ -189,13 +197,16 @@ class MAEObjective:
         seed: int,
         forward: Callable[..., Any] | None = None,
         validation_batches: int = 4,
+        processes: Processes = ALONE,
     ) -> None:
+        """`batch_size` is that of all processes together."""
         self.model = model
         self.config: MAEConfig = mae_config(model)  # type: ignore[arg-type]
         self.units_per_step = batch_size
         self._frames, self._training, self._held_out = frames, training, held_out
         self._seed, self._validation_batches = seed, validation_batches
         self._forward: Callable[..., Any] = model if forward is None else forward
+        self._processes = processes
 
     @property
     def has_held_out(self) -> bool:
@@ -207,8 +218,8 @@ class MAEObjective:
         return batches_of(samples, self._held_out, self.units_per_step)
 
     def batch(self, step: int) -> Tensor:
-        """Return frames (B, h, w, 3) uint8 of step `step`."""
-        return read_frames(self._frames, self._training, step, self.units_per_step)
+        """Return this process's frames (B, h, w, 3) uint8 of step `step`."""
+        return read_frames(self._frames, self._training, step, self.units_per_step, self._processes)
 
     def name_batch(self, step: int) -> str:
         """Name the frames of a training batch."""
@@ -216,12 +227,16 @@ class MAEObjective:
 
     def loss(self, batch: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean squared error on hidden patches; which are hidden is a function of (seed, step)."""
-        return self._forward(normalise_pixels(batch), noise=self.noise(batch, step)).loss, {}
+        return self._forward(normalise_pixels(batch), noise=self._noise_of_share(batch, step, "mask")).loss, {}
 
-    def noise(self, batch: Tensor, step: int, purpose: str = "mask") -> Tensor:
+    def noise(self, images: int, step: int, purpose: str = "mask") -> Tensor:
         """Return the noise (B, P) whose smallest entries stay visible; drawn on the CPU, so equal on every device."""
         generator = torch.Generator().manual_seed(step_seed(self._seed, step, purpose))
-        return torch.rand(len(batch), self.config.tokens_per_frame, generator=generator).to(batch.device)
+        return torch.rand(images, self.config.tokens_per_frame, generator=generator)
+
+    def _noise_of_share(self, batch: Tensor, step: int, purpose: str) -> Tensor:
+        everyones = self.noise(self.units_per_step, step, purpose)
+        return everyones[self._processes.share(self.units_per_step)].to(batch.device)
 
     def validate(self) -> dict[str, float]:
         """Return the loss on held-out frames, always the same ones under the same masks."""
@@ -236,15 +251,16 @@ class MAEObjective:
         device = next(self.model.parameters()).device
         losses = []
         for index in range(batches):
-            frames = read_frames(self._frames, self._held_out, index, self.units_per_step).to(device)
-            noise = self.noise(frames, index, "held out")
+            frames = read_frames(self._frames, self._held_out, index, self.units_per_step, self._processes).to(device)
+            noise = self._noise_of_share(frames, index, "held out")
             losses.append(float(self._forward(normalise_pixels(frames), noise=noise).loss))
-        return math.fsum(losses) / batches
+        mine = torch.tensor(math.fsum(losses), dtype=torch.float64)
+        return float(self._processes.total(mine)) / (batches * self._processes.size)
 
     @torch.no_grad()
     def inpaint(self, frames: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return frames (B, h, w, 3) uint8 with hidden patches grey, and with them painted in by the model."""
-        output = self._forward(normalise_pixels(frames), noise=self.noise(frames, 0, "picture"))
+        output = self._forward(normalise_pixels(frames), noise=self.noise(len(frames), 0, "picture").to(frames.device))
         patch = self.config.patch_px
         pixels = _patches(frames.float() / 255, patch)  # (B, P, patch * patch * 3)
         painted = output.logits.float()
@@ -261,11 +277,13 @@ class MAEObjective:
         """Return MFU; nothing is masked in MAE's attention."""
         return {"mfu": mae_training_flops(self.config, 1) * units_per_s / peak_flops_per_s}
 
-    def write_model(self, directory: Path) -> None:
-        """Write config and weights, the decoder's included."""
-        save_pretrained(self.model, directory)
+    def describe(self) -> dict[str, Any]:
+        """Return the model's configuration."""
+        return describe(self.model)
 
-    publish = write_model
+    def publish(self, directory: Path, state: Mapping[str, Tensor]) -> None:
+        """Write config and weights, the decoder's included."""
+        write_model(directory, self.describe(), state)
 
 
 def name_windows(store: TokenStore | FrameStore, sampler: MixtureSampler, step: int, batch_size: int) -> str:
@@ -289,9 +307,12 @@ def batches_of(samples: int, sampler: MixtureSampler | None, batch_size: int) ->
     return max(1, there // batch_size)
 
 
-def read_frames(frames: FrameStore, sampler: MixtureSampler, step: int, batch_size: int) -> Tensor:
-    """Return the frames (B, h, w, 3) uint8 that a sampler of single frames draws for a step."""
-    indices = np.array([window.rows[0] for window in sampler.windows(step, batch_size)])
+def read_frames(
+    frames: FrameStore, sampler: MixtureSampler, step: int, batch_size: int, processes: Processes = ALONE
+) -> Tensor:
+    """Return this process's share (B, h, w, 3) uint8 of the frames that a sampler of single frames draws for a step."""
+    drawn = sampler.windows(step, batch_size)[processes.share(batch_size)]
+    indices = np.array([window.rows[0] for window in drawn])
     return torch.from_numpy(frames.read(indices))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from toto_robot.models.compute import peak_flops_per_s
+from toto_robot.pretrain.distributed import Processes
 from toto_robot.pretrain.wandb_log import WandbLog
 from toto_robot.run_folder import MetricLog
 
@@ -39,21 +40,27 @@ class Report:
         device: torch.device,
         dtype: torch.dtype,
         start: int,
+        processes: Processes,
     ) -> None:
-        """`dtype` is that of the matrix products; `start` steps were done before, by an interrupted process."""
+        """`dtype` is that of the matrix products; `start` steps were done before, by an interrupted process.
+
+        All processes add up and meet in `write`; the first one tells.
+        """
         self.units_per_second: list[float] = []  # of every line written
         self._objective, self._units_per_step = objective, objective.units_per_step * config.accumulate
         self._device, self._start, self._steps = device, start, config.steps
+        self._processes = processes
         self._peak = peak_flops_per_s(device, dtype)
         with contextlib.ExitStack() as stack:
-            self._log = stack.enter_context(MetricLog(run_dir, start))
+            self._log = stack.enter_context(MetricLog(run_dir, start)) if processes.is_first else None
             settings = {"objective": objective.name, **config.same_run()}
-            self._wandb = stack.enter_context(WandbLog(config.wandb, run_dir, settings)) if config.wandb else None
+            wandb = config.wandb if processes.is_first else None
+            self._wandb = stack.enter_context(WandbLog(wandb, run_dir, settings)) if wandb else None
             # smoothing 0: the time left is that of the mean speed, validation and checkpoints included
             self._bar = stack.enter_context(
                 tqdm(
                     total=config.steps, initial=start, desc=f"train {objective.name}", unit="step",
-                    dynamic_ncols=True, smoothing=0,
+                    dynamic_ncols=True, smoothing=0, disable=not processes.is_first,
                 )
             )  # fmt: skip
             self._closing = stack.pop_all()
@@ -75,7 +82,7 @@ class Report:
 
     def write(self, done: int, values: Mapping[str, float]) -> None:
         """Write `values` and the means since the last such line, after `done` steps; waits for the device."""
-        means, step_s = self._meter.read()
+        means, step_s = self._meter.read(self._processes)
         self.units_per_second.append(self._units_per_step / step_s)
         machine = self._machine(self.units_per_second[-1], done)
         self.write_values(done, {**means, **values, **machine})
@@ -85,7 +92,7 @@ class Report:
 
     def _machine(self, units_per_s: float, done: int) -> dict[str, float]:
         per_step_s = (time.monotonic() - self._began) / (done - self._start)  # the bar's, as it has no smoothing
-        shares = self._objective.utilisation(units_per_s, self._peak) if self._peak else {}
+        shares = self._objective.utilisation(units_per_s, self._peak * self._processes.size) if self._peak else {}
         return {
             f"{self._objective.unit}_per_s": units_per_s,
             **shares,
@@ -95,7 +102,8 @@ class Report:
 
     def write_values(self, done: int, values: Mapping[str, float]) -> None:
         """Write `values` alone, after `done` steps."""
-        self._log.write(done, values)
+        if self._log is not None:
+            self._log.write(done, values)
         if self._wandb is not None:
             self._wandb.write(done, values)
 
@@ -139,9 +147,10 @@ class Meter:
         yield
         self._began += time.monotonic() - paused_at
 
-    def read(self) -> tuple[dict[str, float], float]:
-        """Return means and seconds per step since the last reading; waits for the device."""
-        means = {name: float(total) / count for name, (total, count) in self._sums.items()}
+    def read(self, processes: Processes) -> tuple[dict[str, float], float]:
+        """Return means over all processes and seconds per step since the last reading; waits for the device."""
+        mine = torch.stack([total.double() / count for total, count in self._sums.values()])
+        means = dict(zip(self._sums, (processes.total(mine) / processes.size).tolist(), strict=True))
         seconds = (time.monotonic() - self._began) / self._steps
         self.restart()
         return means, seconds

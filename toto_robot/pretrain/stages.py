@@ -7,22 +7,33 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from toto_robot.pretrain.distributed import ALONE, Processes
 from toto_robot.run_folder import read_json, write_json
 
 _FILE = "stages.json"
 
 
 class Stages:
-    """The stages of a run folder, in `stages.json`: name -> whether it is done, minutes, and what it found out."""
+    """The stages of a run folder, in `stages.json`: name -> whether it is done, minutes, and what it found out.
 
-    def __init__(self, run_dir: Path, settings: Mapping[str, Any], title: str = "") -> None:
+    Of several processes the first one reads and writes the file.
+    """
+
+    def __init__(
+        self, run_dir: Path, settings: Mapping[str, Any], title: str = "", processes: Processes = ALONE
+    ) -> None:
         """`settings` decide what the stages make; ValueError when the run folder was begun with others.
 
         `title` stands before the name of each stage that is printed.
         """
-        self._title = title
+        self._title, self._processes = title, processes
         self._path = run_dir / _FILE
-        found = read_json(self._path) if self._path.exists() else {"settings": dict(settings), "stages": {}}
+        self._state: dict[str, Any] = processes.first(lambda: self._open(run_dir, settings))
+
+    def _open(self, run_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {"settings": dict(settings), "stages": {}}
+        if self._path.exists():
+            found = read_json(self._path)
         changed = [key for key in settings if found["settings"].get(key) != settings[key]]
         if changed:
             what = ", ".join(f"{key}: {found['settings'].get(key)} -> {settings[key]}" for key in changed)
@@ -30,25 +41,33 @@ class Stages:
                 f"{run_dir} holds a run with other settings ({what}); continue it with its own settings, or start a "
                 "new run with run=<another folder>"
             )
-        self._state: dict[str, Any] = found
         write_json(self._path, found)
+        return found
 
-    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do a stage unless it is done; return what it found out (JSON values, "summary" is the line to print)."""
+    def run(self, name: str, work: Callable[[], dict[str, Any]], *, together: bool = False) -> dict[str, Any]:
+        """Do a stage unless it is done; return what it found out (JSON values, "summary" is the line to print).
+
+        Of several processes the first one does it while the others wait, or all do it `together`.
+        """
         stage = self._state["stages"].setdefault(name, {"done": False, "minutes": 0.0, "found": {}})
         again = " (done before)" if stage["done"] else ""
         if not stage["done"]:
             began, before = time.monotonic(), stage["minutes"]
             try:
-                stage["found"] = work()
+                stage["found"] = self._work_together(work) if together else self._processes.first(work)
                 stage["done"] = True
             finally:  # the time of an interrupted attempt counts too
                 stage["minutes"] = before + (time.monotonic() - began) / 60
-                write_json(self._path, self._state)
+                if self._processes.is_first:
+                    write_json(self._path, self._state)
         line = f"{self._title + name:<19} {stage['found'].get('summary', ''):<76}"
         print(f"{line} {stage['minutes']:5.1f} min{again}", flush=True)
         found: dict[str, Any] = stage["found"]
         return found
+
+    def _work_together(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        mine = work()
+        return self._processes.first(lambda: mine)
 
     @property
     def minutes(self) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,6 @@ from toto_robot.data.mixture import MixtureSampler
 from toto_robot.pretrain.loop import step_seed
 from toto_robot.pretrain.objectives import name_windows, read_frames
 from toto_robot.pretrain.tokenizer_methods import Method
-from toto_robot.weights import write_model
 
 
 class TokenizerObjective:
@@ -72,10 +73,10 @@ class TokenizerObjective:
         """Return nothing: what a tokenizer's training computes is not counted."""
         return {}
 
-    def write_model(self, directory: Path) -> None:
-        """Write the network in training, whole."""
-        write_model(directory, self._method.describe(), self.model.state_dict())
+    def describe(self) -> dict[str, Any]:
+        """Return the configuration of the network in training."""
+        return self._method.describe()
 
-    def publish(self, directory: Path) -> None:
-        """Write the tokenizer."""
+    def publish(self, directory: Path, state: Mapping[str, Tensor]) -> None:
+        """Write the tokenizer; `state` is what the network holds, for it is never divided."""
         self._method.publish(directory)

@@ -16,6 +16,7 @@ from toto_robot.models.hub import from_pretrained
 from toto_robot.models.mae import MAEConfig, build_mae
 from toto_robot.pretrain.clips import Division
 from toto_robot.pretrain.config import PretrainConfig
+from toto_robot.pretrain.distributed import ALONE, Processes
 from toto_robot.pretrain.equal import division_of
 from toto_robot.pretrain.loop import compiled
 from toto_robot.pretrain.objectives import MAEObjective
@@ -27,7 +28,9 @@ from toto_robot.pretrain.train_toto import run_loop
 _FRAMES_DRAWN = 12
 
 
-def train_mae(config: PretrainConfig, run_dir: Path, stages: Stages, frames: FrameStore) -> dict[str, Any]:
+def train_mae(
+    config: PretrainConfig, run_dir: Path, stages: Stages, frames: FrameStore, processes: Processes = ALONE
+) -> dict[str, Any]:
     """Do the stages train, validate and pictures; return what the summary says."""
     sizes = config.sizes()
     assert isinstance(sizes, MAEConfig)
@@ -45,17 +48,23 @@ def train_mae(config: PretrainConfig, run_dir: Path, stages: Stages, frames: Fra
             batch_size=config.computed_at_once(),
             seed=config.seed,
             forward=forward,
+            processes=processes,
         )
 
     def work() -> dict[str, Any]:
         device = choose_device(config.device)
         model = build_mae(sizes, seed=config.seed).to(device)
+        processes.shard(model)
         learned = objective(model, compiled(model, run_dir) if config.compile else None)
 
         def draw(done: int) -> None:
-            _draw(config, run_dir, learned, shown, Path("pictures") / f"reconstructions_{done:06d}.png")
+            name = Path("pictures") / f"reconstructions_{done:06d}.png"
+            whole = processes.undivided(model, lambda: build_mae(sizes).to(device))
+            processes.first(
+                lambda: _draw(config, run_dir, learned if whole is model else objective(whole), shown, name)
+            )
 
-        return run_loop(config, run_dir, learned, device, draw=draw)
+        return run_loop(config, run_dir, learned, device, processes, draw=draw)
 
     def trained_objective() -> MAEObjective:
         return objective(from_pretrained(run_dir / "pretrained_model", choose_device(config.device)))
@@ -66,8 +75,8 @@ def train_mae(config: PretrainConfig, run_dir: Path, stages: Stages, frames: Fra
             _draw(config, run_dir, trained_objective(), shown, Path("reconstructions.png"))
         return {"summary": "loss.png, reconstructions.png"}
 
-    trained = stages.run("train", work)
-    validated = stages.run("validate", lambda: _validate(config, trained_objective()))
+    trained = stages.run("train", work, together=True)
+    validated = stages.run("validate", lambda: _validate(config, trained_objective()), together=True)
     stages.run("pictures", pictures)
     amounts = {
         "patches_seen": trained["images_seen"] * sizes.tokens_per_frame,

@@ -20,6 +20,7 @@ from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.baselines import copy_previous_nats, unigram_nats
 from toto_robot.pretrain.clips import Division, divide
 from toto_robot.pretrain.config import PretrainConfig
+from toto_robot.pretrain.distributed import ALONE, Processes
 from toto_robot.pretrain.equal import fingerprint
 from toto_robot.pretrain.loop import Objective, compiled, train
 from toto_robot.pretrain.objectives import TokenMeasures, TotoObjective
@@ -39,6 +40,7 @@ def train_toto(
     tokens: TokenStore,
     tokenizer_dir: Path,
     frames: FrameStore | None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Do the stages train, validate and pictures; return what the summary says. `frames` are only drawn."""
     sizes = config.sizes()
@@ -60,6 +62,7 @@ def train_toto(
             tokenizer_dir=tokenizer_dir,
             forward=forward,
             loss_chunk_tokens=config.loss_chunk_tokens,
+            processes=processes,
         )
 
     def work() -> dict[str, Any]:
@@ -68,14 +71,19 @@ def train_toto(
         if config.start:
             start_from(model, packaged.model_folder(config.start), tokenizer_dir)
         model.to(device)
+        processes.shard(model)
         forward = compiled(model, run_dir) if config.compile else None
         lr_scales = learning_rate_scales(model.named_parameters(), sizes)
 
-        def draw(done: int) -> None:
+        def draw_whole(whole: Toto, done: int) -> None:
             draw_loss(run_dir, unit="nats per token")
-            shown.draw(model, run_dir / "pictures" / f"continuation_{done:06d}.png")
+            shown.draw(whole, run_dir / "pictures" / f"continuation_{done:06d}.png")
 
-        return run_loop(config, run_dir, objective(model, forward), device, lr_scales, draw)
+        def draw(done: int) -> None:
+            whole = processes.undivided(model, lambda: Toto(sizes, device=device))
+            processes.first(lambda: draw_whole(whole, done))
+
+        return run_loop(config, run_dir, objective(model, forward), device, processes, lr_scales, draw)
 
     def pictures() -> dict[str, Any]:
         model, device = _trained(config, run_dir), choose_device(config.device)
@@ -83,9 +91,11 @@ def train_toto(
             shown.draw(model, run_dir / "continuation.png")
         return _draw_curves(run_dir, validated)
 
-    trained = stages.run("train", work)
+    trained = stages.run("train", work, together=True)
     validated = stages.run(
-        "validate", lambda: _validate(config, run_dir, objective(_trained(config, run_dir)), tokens, division)
+        "validate",
+        lambda: _validate(config, run_dir, objective(_trained(config, run_dir)), tokens, division, processes),
+        together=True,
     )
     stages.run("pictures", pictures)
     flops = toto_training_flops(sizes, trained["tokens_seen"])
@@ -102,16 +112,20 @@ def run_loop(
     run_dir: Path,
     objective: Objective,
     device: torch.device,
+    processes: Processes,
     lr_scales: Mapping[str, float] | None = None,
     draw: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Do the stage that trains; return its summary. `draw(steps done)` shows what the model makes, now and then."""
     dtype = choose_precision(config.precision, device)
-    trained = train(objective, config.loop(), run_dir, device=device, dtype=dtype, lr_scales=lr_scales, draw=draw)
+    trained = train(
+        objective, config.loop(), run_dir, device=device, dtype=dtype, lr_scales=lr_scales, draw=draw,
+        processes=processes,
+    )  # fmt: skip
     unit, seen = objective.unit, trained.units
     parameters = sum(p.numel() for p in objective.model.parameters() if p.requires_grad)
     peak = peak_flops_per_s(device, dtype)
-    shares = objective.utilisation(trained.units_per_second, peak) if peak else {}
+    shares = objective.utilisation(trained.units_per_second, peak * processes.size) if peak else {}
     return {
         "summary": f"{trained.steps} steps, {seen:,} {unit} at {trained.units_per_second:,.0f}/s, "
         f"{parameters / 1e6:.2f} M weights",
@@ -132,7 +146,12 @@ def _trained(config: PretrainConfig, run_dir: Path) -> Toto:
 
 
 def _validate(
-    config: PretrainConfig, run_dir: Path, objective: TotoObjective, tokens: TokenStore, division: Division
+    config: PretrainConfig,
+    run_dir: Path,
+    objective: TotoObjective,
+    tokens: TokenStore,
+    division: Division,
+    processes: Processes,
 ) -> dict[str, Any]:
     """Measure the trained model on held-out windows, beside what needs no model; write `per_position.json`."""
     if not objective.has_held_out:
@@ -149,15 +168,16 @@ def _validate(
         trained_on, held_out = (objective.windows(batches, held_out=flag) for flag in (False, True))
         copied = round(copy_previous_nats(trained_on, held_out, tokens.vocab), 4)
     by_frame = np.array(measured.per_position).reshape(-1, tokens.tokens_per_frame).mean(1)
-    write_json(
-        run_dir / "per_position.json",
-        {
-            "unit": "nats per token",
-            "references": {"single tokens": round(unigram, 4), "copying the frame before": copied},
-            **_by_position(measured, tokens.tokens_per_frame),
-            "sources": {name: _by_position(one, tokens.tokens_per_frame) for name, one in measured.sources.items()},
-        },
-    )
+    if processes.is_first:
+        write_json(
+            run_dir / "per_position.json",
+            {
+                "unit": "nats per token",
+                "references": {"single tokens": round(unigram, 4), "copying the frame before": copied},
+                **_by_position(measured, tokens.tokens_per_frame),
+                "sources": {name: _by_position(one, tokens.tokens_per_frame) for name, one in measured.sources.items()},
+            },
+        )
     return {
         "summary": f"{measured.loss:.3f} nats a token (unigram {unigram:.3f}, copying the frame before {copied}), "
         f"{measured.accuracy:.3f} right (copying {measured.copy_accuracy:.3f})",
