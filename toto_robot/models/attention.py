@@ -4,15 +4,22 @@ The rule (docs: streaming rule). A token of frame i sees the start token and the
 Once the window has left frame 0, the start token slides with it: its key is rotated to the position just before the
 window's first frame, so no relative position ever leaves what was trained. The start token's own hidden state depends
 on nothing but itself, so its un-rotated key and value are constants and the slide is exact, here and in the caches.
+
+What computes it: scaled_dot_product_attention, which on a GPU is flash attention where the mask is plainly causal. A
+window over a whole sample is FlexAttention on CUDA, which skips blocks of keys out of the window; on CPUs it has no
+backward pass, so there it is scaled_dot_product_attention under a boolean mask.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 
 class Rotation(NamedTuple):
@@ -48,12 +55,13 @@ class Layout(NamedTuple):
     """Where the tokens of one call stand and which keys they see.
 
     `start` rotates the copies of the start key; None when the start token is an ordinary token at position 0. `mask` is
-    boolean, True = may attend, broadcastable to (B, H, L, keys); None with `causal` for the plain causal case.
+    boolean, True = may attend, broadcastable to (B, H, L, keys), or FlexAttention's; None with `causal` for the plain
+    causal case.
     """
 
     rotation: Rotation
     start: Rotation | None
-    mask: Tensor | None
+    mask: Tensor | BlockMask | None
     causal: bool
 
 
@@ -71,26 +79,64 @@ def rotate(x: Tensor, at: Rotation) -> Tensor:
     return turned.to(x.dtype)
 
 
-def sequence_layout(length: int, window: Window, device: torch.device) -> Layout:
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the tables are made once, outside of what is compiled
+@functools.lru_cache(maxsize=4)
+def sequence_layout(length: int, window: Window, device: torch.device, *, blocks: bool = False) -> Layout:
     """Lay out [start] + visual tokens from frame 0 on, for one whole pass over `length` ids.
 
     Up to `context_frames` frames this is plain causal attention (no mask); beyond, the start key is copied once for
-    every place it slides to, and a mask lets each frame see its own copy and its window.
+    every place it slides to, and a mask, in `blocks` for FlexAttention or boolean, lets each frame see its own copy and
+    its window.
+    """
+    with torch.inference_mode(False):  # it may be used in training later
+        positions = window.rotation(torch.arange(length, device=device))
+        copies = 1 + _frames(length, window) - window.context_frames
+        if copies <= 1:
+            return Layout(positions, None, None, causal=True)
+        sees, keys = _window_rule(copies, window), copies + length - 1
+        mask: Tensor | BlockMask
+        if blocks:
+            mask = create_block_mask(sees, None, None, length, keys, device=device)
+        else:
+            query, key = torch.arange(length, device=device)[:, None], torch.arange(keys, device=device)
+            mask = sees(key, key, query, key)
+        start = window.rotation(torch.arange(copies, device=device) * window.tokens_per_frame)
+        return Layout(positions, start, mask, causal=False)
+
+
+def _frames(length: int, window: Window) -> int:
+    return -(-(length - 1) // window.tokens_per_frame)
+
+
+def _window_rule(copies: int, window: Window) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return who sees whom: of (batch, head, query, key), of which the first two do not matter.
+
+    Queries are [start | visual tokens], keys [copies of the start | visual tokens]: copy 0 serves the start itself and
+    frames 0..W-1, copy c the frame W-1+c.
     """
     P, W = window.tokens_per_frame, window.context_frames
-    frames = -(-(length - 1) // P)
-    positions = window.rotation(torch.arange(length, device=device))
-    if frames <= W:
-        return Layout(positions, None, None, causal=True)
-    copies = torch.arange(1 + frames - W, device=device)  # copy 0 serves frames 0..W-1, copy c the frame W-1+c
-    index = torch.arange(length - 1, device=device)
-    frame = index // P
-    sees_copy = copies == (frame - W + 1).clamp(min=0)[:, None]
-    sees_token = (index <= index[:, None]) & (frame > frame[:, None] - W)
-    visual = torch.cat([sees_copy, sees_token], dim=1)  # (L-1, copies + L-1)
-    start = torch.zeros_like(visual[:1])
-    start[:, 0] = True  # the start token sees itself
-    return Layout(positions, window.rotation(copies * P), torch.cat([start, visual]), causal=False)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        at, of = query - 1, key - copies  # indices among the visual tokens; below 0: start, copies
+        first = torch.div(at, P, rounding_mode="floor") - W + 1  # frame of the window
+        own_copy = key == first.clamp(min=0)
+        in_window = (of <= at) & (torch.div(of, P, rounding_mode="floor") >= first)
+        return torch.where(key < copies, own_copy, in_window)
+
+    return sees
+
+
+@functools.cache
+def _flex_attention() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention)  # type: ignore[return-value]  # uncompiled it holds all scores
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
+    """Mix values by attention: q (B, H, L, K), k and v (B, H, keys, K) in the layout's order; return (B, H, L, K)."""
+    if isinstance(layout.mask, BlockMask):
+        flex: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else _flex_attention()
+        return flex(q, k, v, block_mask=layout.mask, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=scale)
 
 
 def sequence_keys(k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -125,7 +171,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, L, K)
         q = rotate(q, layout.rotation)
         k, v = sequence_keys(k, v, layout) if cache is None else cache.extend(layer, k, v, layout)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=self.scale
-        )
+        if v.device.type == "cpu":
+            v = v.contiguous()  # torch's kernel is 4 % faster for it, forward and backward together
+        mixed = attend(q, k, v, layout, self.scale)
         return self.out(mixed.transpose(1, 2).reshape(B, L, D))

@@ -21,6 +21,7 @@ from toto_robot.models import mup
 from toto_robot.models.attention import Layout, SelfAttention, Window, sequence_layout
 from toto_robot.models.kv_cache import FrameRing, TokenCache
 from toto_robot.models.loss import LOSS_CHUNK_TOKENS, TokenLosses, mean_cross_entropy, token_losses
+from toto_robot.models.recompute import run_block
 
 Cache = FrameRing | TokenCache
 
@@ -157,6 +158,7 @@ class Toto(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = "none"  # what is kept for the backward pass (`recompute.py`); same results
         self.embed = nn.utils.skip_init(nn.Embedding, config.vocab_size, config.width, device=device or "cpu")
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps, device, mup.output_multiplier(config))
@@ -200,11 +202,14 @@ class Toto(nn.Module):
         if cache is not None and torch.is_grad_enabled():
             raise ValueError("a cache is written in place: call the model under torch.no_grad()")
         deepest = config.layers if logits else max(layers, default=0)
-        layout = sequence_layout(ids.shape[1], config.window, ids.device) if cache is None else cache.layout(*ids.shape)
+        if cache is None:
+            layout = sequence_layout(ids.shape[1], config.window, ids.device, blocks=ids.device.type == "cuda")
+        else:
+            layout = cache.layout(*ids.shape)
         x = self.embed(ids)
         features = {0: x} if 0 in layers else {}
         for layer, block in enumerate(self.blocks[:deepest]):
-            x = block(x, layout, layer, cache)
+            x = run_block(self.activation_checkpointing, block, x, layout, layer, cache)
             if layer + 1 in layers:
                 features[layer + 1] = x
         if isinstance(cache, FrameRing):

@@ -9,6 +9,7 @@ from toto_robot.models.loss import LOSS_CHUNK_TOKENS
 from toto_robot.models.mae import MAEConfig
 from toto_robot.models.mup import with_mup
 from toto_robot.models.presets import mae_preset, preset
+from toto_robot.models.recompute import check_mode
 from toto_robot.models.toto import TotoConfig
 from toto_robot.pretrain.loop import LoopConfig
 from toto_robot.pretrain.resolution import at_resolution
@@ -53,6 +54,7 @@ class PretrainConfig:
     # These do not change the result.
     MAY_CHANGE = (
         "device", "checkpoint_every", "eval_every", "keep_checkpoints", "pictures_every", "wandb", "replicas",
+        "activation_checkpointing",
     )  # fmt: skip
 
     data: str | None = None  # folder of videos, a video or an episode store; null: recorded in simulation by `collect`
@@ -89,6 +91,7 @@ class PretrainConfig:
     device: str = "auto"  # auto, cpu, cuda or cuda:<n>
     precision: str = "auto"  # auto, bf16 or fp32
     compile: bool = False  # torch.compile: 1.1 times the speed on two cores, after half a minute of compilation
+    activation_checkpointing: str = "none"  # none, selective or full: less memory for Toto, the same result, slower
     loss_chunk_tokens: int = LOSS_CHUNK_TOKENS  # positions whose logits are there at once; on a GPU 8192 may be faster
     checkpoint_every: int = 100  # steps
     eval_every: int = 100  # steps
@@ -101,6 +104,12 @@ class PretrainConfig:
         if self.is_mae and (given := [name for name in _TOTO_ONLY if getattr(self, name) is not None]):
             raise ValueError(f"{', '.join(given)} change a Toto; {self.model} has its sizes from its preset")
         self.sizes()
+        if check_mode(self.activation_checkpointing) != "none" and self.is_mae:
+            raise ValueError(
+                f"activation_checkpointing is Toto's; train {self.model} with activation_checkpointing=none"
+            )
+        if self.loss_chunk_tokens < 1:
+            raise ValueError(f"expected loss_chunk_tokens of at least 1, got {self.loss_chunk_tokens}")
         for name in ("batch_size", "val_samples"):
             if getattr(self.recipe(), name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")

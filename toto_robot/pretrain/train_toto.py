@@ -71,6 +71,7 @@ def train_toto(
         if config.start:
             start_from(model, packaged.model_folder(config.start), tokenizer_dir)
         model.to(device)
+        model.activation_checkpointing = config.activation_checkpointing
         processes.shard(model)
         forward = compiled(model, run_dir) if config.compile else None
         lr_scales = learning_rate_scales(model.named_parameters(), sizes)
