@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -134,8 +134,9 @@ def _flex_attention() -> Callable[..., Tensor]:
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
     """Mix values by attention: q (B, H, L, K), k and v (B, H, keys, K) in the layout's order; return (B, H, L, K)."""
     if isinstance(layout.mask, BlockMask):
-        flex: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else _flex_attention()
-        return flex(q, k, v, block_mask=layout.mask, scale=scale)
+        flex: Any = flex_attention if torch.compiler.is_compiling() else _flex_attention()
+        mixed: Tensor = flex(q, k, v, block_mask=layout.mask, scale=scale)
+        return mixed
     return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=scale)
 
 
