@@ -70,7 +70,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "train-tokenizer": Command(
         "toto_robot.pretrain.tokenizer:train_tokenizer",
-        "train a dVAE on the frames of a video folder or an episode store",
+        "train a dVAE, a VQGAN or a student of one on the frames of a video folder or an episode store",
         ("train-tokenizer data=my_videos", "train-tokenizer data=my_videos steps=5000 vocab=8192"),
     ),
     "import-tokenizer": Command(

@@ -47,6 +47,12 @@ def test_learning_rate_without_warmup_starts_below_the_peak_and_never_rises():
     assert rates[-1] == pytest.approx(0.0)
 
 
+def test_a_cosine_may_end_before_the_steps_do():
+    rates = [learning_rate(step, **{**SCHEDULE, "steps": 220, "cosine_share": 0.5}) for step in range(220)]
+    assert rates[:110] == [learning_rate(step, **SCHEDULE) for step in range(110)]
+    assert rates[109:] == pytest.approx([1e-4] * 111)
+
+
 def test_wsd_holds_the_peak_then_falls_as_one_minus_a_root():
     wsd = {**SCHEDULE, "wsd_decay": 0.2}  # the last 22 of 110 steps
     rates = [learning_rate(step, **wsd) for step in range(110)]

@@ -121,3 +121,18 @@ def test_local_encoder_survives_the_disk(tmp_path: Path) -> None:
     assert torch.equal(load_dvae(tmp_path).encode(images()), model.encode(images()))
     with pytest.raises(ValueError, match="dalle or local"):
         replace(CONFIG, encoder="wide")
+
+
+def test_a_new_option_at_its_default_leaves_the_hash_of_old_folders_alone(tmp_path: Path) -> None:
+    config = DVAEConfig(name="test", hidden=8, blocks_per_group=1, vocab=8, decoder_init=8)
+    save_dvae(DVAE(config, generator=torch.Generator().manual_seed(0)), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()).keys() == {
+        "model_type", "name", "hidden", "blocks_per_group", "vocab", "decoder_init",
+    }  # fmt: skip
+    wide = replace(config, decoder_hidden=16, decoder_blocks_per_group=2)
+    model = DVAE(wide, generator=torch.Generator().manual_seed(0))
+    assert model.decoder.blocks[-1].conv.weight.shape == (6, 16, 1, 1)
+    save_dvae(model, tmp_path)
+    assert load_dvae(tmp_path).config == wide
+    with pytest.raises(ValueError, match="every size at least 1"):
+        replace(config, decoder_hidden=6)
