@@ -16,7 +16,8 @@ from toto_robot.encoders.load import load_encoder
 from toto_robot.models.hub import from_pretrained
 from toto_robot.pretrain.command import pretrain
 from toto_robot.pretrain.config import PretrainConfig
-from toto_robot.pretrain.tokenizer import TrainTokenizerConfig, train_tokenizer
+from toto_robot.pretrain.tokenizer import train_tokenizer
+from toto_robot.pretrain.tokenizer_config import TrainTokenizerConfig
 from toto_robot.run_folder import read_json
 from toto_robot.tokenizers.load import load_tokenizer
 

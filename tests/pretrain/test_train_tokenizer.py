@@ -38,6 +38,9 @@ def test_from_videos_to_a_tokenizer(tmp_path, capsys):
     assert summary["images"] == 12 * 4
     for name in ("reconstructions.png", "loss.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+    card = (tmp_path / "run" / "pretrained_model" / "README.md").read_text()
+    for words in ("# Tokenizer dvae_nano", "| images seen | 48 |", f"| {summary['psnr_db']} dB |", "data videos"):
+        assert words in card
     # again: nothing is trained; the frames can be used by another run
     weights = (tmp_path / "run" / "pretrained_model" / "model.safetensors").stat()
     capsys.readouterr()

@@ -11,10 +11,12 @@ from typing import Any
 from toto_robot.data.frames import FrameStore
 from toto_robot.data.tokens import TokenStore
 from toto_robot.models.compute import mae_training_flops, toto_training_flops
+from toto_robot.models.hub import parameter_count
 from toto_robot.models.mae import MAEConfig
 from toto_robot.models.model_card import CARD_FILE, ModelCard
 from toto_robot.pretrain.config import PretrainConfig
 from toto_robot.run_folder import git_commit, read_json, write_text
+from toto_robot.tokenizers.load import load_tokenizer
 from toto_robot.weights import read_config
 
 
@@ -47,6 +49,13 @@ def model_card(
         validation=_validation(found, config.val_fraction),
         licence="apache-2.0" if recorded else None,  # what strangers' videos allow, only they can say
     )
+
+
+def write_tokenizer_card(run_dir: Path, found: Mapping[str, Any], frames: FrameStore) -> None:
+    """Write README.md beside a published tokenizer; a rerun writes the same. `found` is its summary."""
+    folder = run_dir / "pretrained_model"
+    parameters = parameter_count(load_tokenizer(folder))
+    write_text(folder / CARD_FILE, tokenizer_card(run_dir, found, frames).text(read_config(folder), parameters))
 
 
 def tokenizer_card(run_dir: Path, found: Mapping[str, Any], frames: FrameStore) -> ModelCard:
@@ -86,7 +95,8 @@ def _amounts(store: FrameStore | TokenStore) -> dict[str, Any]:
 def _named(settings: Mapping[str, Any]) -> str:
     """Name the data without the folders above it: a card travels, the machine's paths do not."""
     given = [(kind, settings.get(kind)) for kind in ("data", "frames", "tokens")]
-    return ", ".join(f"{kind} {Path(path).resolve().name}" for kind, path in given if path)
+    paths = [(kind, Path(path).resolve()) for kind, path in given if path]  # a run calls its stores frames and tokens
+    return ", ".join(f"{kind} {path.parent.name if path.name == kind else path.name}" for kind, path in paths)
 
 
 def _hours(records: list[dict[str, Any]]) -> float | None:

@@ -11,6 +11,7 @@ import torch
 from toto_robot.data.frames import FrameStore, prepare_frames
 from toto_robot.data.sources import find_sources
 from toto_robot.encoders.base import resolve_precision
+from toto_robot.pretrain.card import write_tokenizer_card
 from toto_robot.pretrain.clips import Division, divide
 from toto_robot.pretrain.loop import Trained, train
 from toto_robot.pretrain.optim import choose_device, choose_precision
@@ -60,6 +61,7 @@ def train_tokenizer(config: TrainTokenizerConfig, run_dir: Path) -> int:
     stages.run("pictures", lambda: _draw(config, frames, division, run_dir))
     summary = {**measured, **trained, "minutes": stages.minutes, "settings": config.deciding()}
     write_json(run_dir / "summary.json", {key: value for key, value in summary.items() if key != "summary"})
+    write_tokenizer_card(run_dir, summary, frames)
     print(f"tokenizer in {run_dir / 'pretrained_model'}")
     return 0
 
