@@ -92,6 +92,7 @@ COMMANDS: dict[str, Command] = {
         (
             "pretrain",
             "pretrain data=my_videos model=small steps=20000",
+            "pretrain data=my_videos,my_photos,my_demos weights=60,20,20 strides=4",
             "pretrain model=mae_nano frames=outputs/pretrain/toto/frames run=outputs/pretrain/mae",
         ),
     ),
@@ -319,17 +320,21 @@ def _freeze(schema: type, values: dict[str, Any]) -> Any:
         kind = hints[key]
         if dataclasses.is_dataclass(kind):
             value = _freeze(typing.cast(type, kind), value)
-        elif isinstance(value, list) and any(
-            typing.get_origin(part) is tuple for part in (kind, *typing.get_args(kind))
-        ):
+        elif isinstance(value, list) and _is_tuple(kind):
             value = tuple(value)
         converted[key] = value
     return schema(**converted)
 
 
+def _is_tuple(kind: Any) -> bool:
+    """Tell whether a key holds a list, or null or a list."""
+    return any(typing.get_origin(part) is tuple for part in (kind, *typing.get_args(kind)))
+
+
 def _compose(name: str, schema: type, overrides: Sequence[str]) -> Any:
     """Return the frozen dataclass that `configs/<name>.yaml` and the overrides make."""
     _check_overrides(name, schema, overrides)
+    overrides = _bracketed(schema, overrides)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("configs", version_base="1.3"):
@@ -366,6 +371,17 @@ def _check_overrides(name: str, schema: type, overrides: Sequence[str]) -> None:
             raise UsageError(
                 f"{name} has no key {key!r}{_did_you_mean(key, known)}; `toto_robot {name} --help` lists the keys"
             )
+
+
+def _bracketed(schema: type, overrides: Sequence[str]) -> list[str]:
+    """Give lists their brackets, which a shell may take for its own: `data=a,b` means `data=[a,b]`."""
+    hints = typing.get_type_hints(schema)
+    lists = {key for key, kind in hints.items() if _is_tuple(kind)}
+    pairs = [override.partition("=") for override in overrides]
+    return [
+        f"{key}=[{value}]" if key.lstrip("+") in lists and value[:1] not in ("", "[", "$") and value != "null" else word
+        for word, (key, _, value) in zip(overrides, pairs, strict=True)
+    ]
 
 
 def _open_run(name: str, schema: type, overrides: Sequence[str], run_dir: Path) -> Path:
@@ -413,6 +429,8 @@ def _multirun(name: str, schema: type, overrides: Sequence[str], run: str | None
     import hydra
 
     _check_overrides(name, schema, overrides)
+    swept = re.compile(r"[^'\"\[]*[,(]")  # what Hydra takes for several jobs
+    overrides = [word if swept.match(word) else _bracketed(schema, [word])[0] for word in overrides]
     sweep_dir = Path(run) if run else default_run_dir(name, overrides)
     settings = [
         f"hydra.sweep.dir={sweep_dir}",

@@ -64,6 +64,21 @@ def test_bad_input_gets_one_line_and_its_exit_code(arguments, code, words, capsy
     assert "Traceback" not in error
 
 
+def test_lists_need_no_brackets():
+    def composed(*words: str):
+        return cli._compose("pretrain", cli._load("pretrain")[1], words)
+
+    assert composed("data=videos").data == ("videos",)
+    assert composed("data='my videos, and more'").data == ("my videos, and more",)
+    mixed = composed("data=imagenet:/x,ego4d:/y/z", "weights=20,10.5", "strides=4", "limit_files=7")
+    assert mixed.data == ("imagenet:/x", "ego4d:/y/z")
+    assert (mixed.weights, mixed.strides, mixed.limit_files) == ((20.0, 10.5), (4,), (7,))
+    assert composed("data=[a,b]", "strides=[1,2]").data == ("a", "b")
+    assert composed("data=null").data is None
+    with pytest.raises(cli.UsageError, match="four"):
+        composed("strides=four")
+
+
 def test_same_run_folder_refuses_other_settings(tmp_path, capsys):
     folder = f"run={tmp_path / 'run'}"
     _, schema = cli._load("collect")

@@ -27,7 +27,7 @@ def card(folder: Path, found: dict[str, object] = FOUND, **settings: object) -> 
 
 
 def test_the_card_says_what_the_run_knows(tmp_path: Path) -> None:
-    text = card(tmp_path, data=str(tmp_path / "kitchen videos"), seed=3)
+    text = card(tmp_path, data=(str(tmp_path / "kitchen videos"),), seed=3)
     flops = toto_training_flops(preset("nano"), 2_048_000)
     assert 5e13 < flops < 2e14  # 6 N tokens are 6.6e13
     for words in (
@@ -37,11 +37,11 @@ def test_the_card_says_what_the_run_knows(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert words in text, words
     assert "| first weights | random |" in text and str(tmp_path) not in text
-    assert text == card(tmp_path, data=str(tmp_path / "kitchen videos"), seed=3)  # a rerun writes the same
+    assert text == card(tmp_path, data=(str(tmp_path / "kitchen videos"),), seed=3)  # a rerun writes the same
 
 
 def test_a_later_stage_says_where_its_weights_come_from(tmp_path: Path) -> None:
-    text = card(tmp_path, data="videos", start=str(tmp_path / "first_stage"), tokenizer="tokenizer")
+    text = card(tmp_path, data=("videos",), start=str(tmp_path / "first_stage"), tokenizer="tokenizer")
     assert "| first weights | first_stage, whose training is not counted below |" in text
 
 

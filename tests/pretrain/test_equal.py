@@ -23,7 +23,7 @@ ENDS = np.arange(1, 41) * 30
 
 def toto_run(folder: Path, seed: int = 3, **found: Any) -> Path:
     """Write what a finished Toto leaves: its summary and configuration, and frames of its size."""
-    settings = asdict(PretrainConfig(seed=seed, val_fraction=0.2, data="videos", limit_frames=500))
+    settings = asdict(PretrainConfig(seed=seed, val_fraction=0.2, data=("videos",), weights=(2,), limit_frames=500))
     division = divide(ENDS, RECORDS, 0.2, seed, 16)
     told = {"tokens_seen": TOKENS, "division": fingerprint(division, ENDS, RECORDS), "settings": settings}
     write_json(folder / "toto" / "summary.json", {**told, **found})
@@ -76,7 +76,8 @@ def test_another_size_is_made_from_the_same_videos(tmp_path: Path, monkeypatch: 
         mae(run, model="mae_tiny")
     Path("videos").mkdir()
     config = mae(run, model="mae_tiny")
-    assert (config.frames, config.data, config.limit_frames) == (None, "videos", 500)
+    assert (config.frames, config.data, config.limit_frames) == (None, ("videos",), 500)
+    assert config.weights == (2,), "and mixed as they were"
 
 
 def test_other_clips_or_another_division_are_refused(tmp_path: Path) -> None:

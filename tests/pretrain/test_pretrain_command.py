@@ -24,7 +24,7 @@ SHORT = {"steps": 3, "batch_size": 1, "val_samples": 2, "tokenizer_steps": 6}
 def trained(tmp_path_factory):
     """One run over five odd videos, which several tests look at."""
     folder = tmp_path_factory.mktemp("pretrain")
-    pretrain(PretrainConfig(data=str(write_odd(folder / "videos")), **SHORT), folder / "run")
+    pretrain(PretrainConfig(data=(str(write_odd(folder / "videos")),), **SHORT), folder / "run")
     return folder / "run"
 
 
@@ -123,7 +123,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path):
 def test_videos_too_short_say_what_is_needed(tmp_path):
     videos = write_plain(tmp_path / "videos", 3, 9)
     with pytest.raises(ValueError, match="has 9 frames, at least 16 are needed"):
-        pretrain(PretrainConfig(data=str(videos), **SHORT), tmp_path / "run")
+        pretrain(PretrainConfig(data=(str(videos),), **SHORT), tmp_path / "run")
 
 
 def test_without_data_the_collect_command_is_asked_for_it(tmp_path, monkeypatch):
@@ -168,7 +168,7 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="mae_nano trains on pixels"):
         PretrainConfig(model="mae_nano", tokenizer="somewhere")
     with pytest.raises(ValueError, match="data or frames, not both"):
-        PretrainConfig(data="a", frames="b")
+        PretrainConfig(data=("a",), frames="b")
     with pytest.raises(ValueError, match=r"strides of 1 or more.*got \[0\]"):
         PretrainConfig(strides=(0,))
     with pytest.raises(ValueError, match="batch_size of at least 1, got 0"):

@@ -28,7 +28,7 @@ TOY = {"image_px": 16, "vocab": 32, "steps": 12, "warmup_steps": 2, "batch_size"
 
 def test_from_videos_to_a_tokenizer(tmp_path, capsys):
     videos = write_plain(tmp_path / "videos", 4, 12)
-    config = TrainTokenizerConfig(data=str(videos), **TOY)
+    config = TrainTokenizerConfig(data=(str(videos),), **TOY)
     assert train_tokenizer(config, tmp_path / "run") == 0
     tokenizer = load_dvae(tmp_path / "run" / "pretrained_model")
     assert tokenizer.vocab == 32
@@ -53,12 +53,12 @@ def test_from_videos_to_a_tokenizer(tmp_path, capsys):
     assert not (tmp_path / "other" / "frames").exists()
     # and another setting in the same folder is refused
     with pytest.raises(ValueError, match=r"other settings \(seed: 0 -> 1\)"):
-        train_tokenizer(TrainTokenizerConfig(data=str(videos), seed=1, **TOY), tmp_path / "run")
+        train_tokenizer(TrainTokenizerConfig(data=(str(videos),), seed=1, **TOY), tmp_path / "run")
 
 
 def test_frames_of_another_size_are_refused(tmp_path):
     videos = write_plain(tmp_path / "videos", 2, 4)
-    train_tokenizer(TrainTokenizerConfig(data=str(videos), **TOY), tmp_path / "run")
+    train_tokenizer(TrainTokenizerConfig(data=(str(videos),), **TOY), tmp_path / "run")
     assert FrameStore.open(tmp_path / "run" / "frames").image_px == 16
     other = {**TOY, "image_px": 24}
     with pytest.raises(ValueError, match="frames of 16 px, 24 px are needed"):
@@ -71,7 +71,7 @@ def test_settings_are_checked(tmp_path):
     with pytest.raises(ValueError, match=r"no tokenizer preset 'vqgan'; there are dvae, dvae_nano, .*vqgan_nano"):
         TrainTokenizerConfig(model="vqgan")
     with pytest.raises(ValueError, match="data or frames, not both"):
-        TrainTokenizerConfig(data="a", frames="b")
+        TrainTokenizerConfig(data=("a",), frames="b")
     with pytest.raises(ValueError, match="multiple of 8"):
         TrainTokenizerConfig(image_px=60)
     with pytest.raises(ValueError, match="plain_fraction must lie between 0 and 1"):

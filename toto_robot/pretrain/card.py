@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toto_robot.data.frames import FrameStore
+from toto_robot.data.sources import source_names
 from toto_robot.data.tokens import TokenStore
 from toto_robot.models.compute import mae_training_flops, toto_training_flops
 from toto_robot.models.hub import parameter_count
@@ -94,9 +95,11 @@ def _amounts(store: FrameStore | TokenStore) -> dict[str, Any]:
 
 def _named(settings: Mapping[str, Any]) -> str:
     """Name the data without the folders above it: a card travels, the machine's paths do not."""
-    given = [(kind, settings.get(kind)) for kind in ("data", "frames", "tokens")]
+    given = [(kind, settings.get(kind)) for kind in ("frames", "tokens")]
     paths = [(kind, Path(path).resolve()) for kind, path in given if path]  # a run calls its stores frames and tokens
-    return ", ".join(f"{kind} {path.parent.name if path.name == kind else path.name}" for kind, path in paths)
+    names = [f"data {name}" for name in source_names(settings.get("data") or ())]
+    names += [f"{kind} {path.parent.name if path.name == kind else path.name}" for kind, path in paths]
+    return ", ".join(names)
 
 
 def _hours(records: list[dict[str, Any]]) -> float | None:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from toto_robot.data.mixture import MixtureSampler, PictureSampler
+from toto_robot.data.recipes import paper_weights
 from toto_robot.data.sampling import ClipSampler, Integers, Kind, split_by_group
+from toto_robot.data.sources import source_names
 
 Records = Sequence[Mapping[str, Any]]  # of the clips of a store
 
@@ -98,6 +100,45 @@ class Division:
         lengths = self.lengths[clips]
         first = np.repeat(self.ends[clips] - np.cumsum(lengths), lengths)
         return first + np.arange(int(lengths.sum()))
+
+
+def check_mixture(
+    data: Sequence[str] | None,
+    weights: Sequence[float] | None,
+    limit_files: Sequence[int] | None,
+    limit_frames: int | None,
+) -> None:
+    """Raise ValueError where settings of a mixture do not fit each other."""
+    if data is not None and not data:
+        raise ValueError("expected at least one folder in data, got none")
+    if weights is not None and data is not None and len(weights) != len(data):
+        raise ValueError(f"expected a weight for each of the {len(data)} in data, got {list(weights)}")
+    if limit_files is not None and (data is None or len(limit_files) not in (1, len(data))):
+        raise ValueError(f"expected limit_files as one number or one for each of data, got {list(limit_files)}")
+    if limit_frames is not None and data is not None and len(data) > 1:
+        raise ValueError("limit_frames counts frames from the first folder on; limit several with limit_files")
+
+
+def weights_of(
+    division: Division, data: Sequence[str] | None, weights: Sequence[float] | None
+) -> Mapping[str, float] | None:
+    """Return the weights by source: what was given in the order of `data` (null: of the store), or the paper's.
+
+    None, which means by frames, where nothing was given and not all are the paper's data sets. ValueError where a
+    source has no usable clip, or the numbers do not match.
+    """
+    there = [part.source for part in division.parts]
+    names = source_names(data) if data else there
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(
+            f"no clip of {', '.join(missing)} can be used: rejected.json beside the frames has the reasons; leave it "
+            "out of data, or mend it and use a new run folder"
+        )
+    if weights is None:
+        return paper_weights(there)
+    if len(weights) != len(names):
+        raise ValueError(f"expected a weight for each of {', '.join(names)}, got {list(weights)}")
+    return dict(zip(names, weights, strict=True))
 
 
 def divide(ends: Integers, records: Records, val_fraction: float, seed: int, min_frames: int = 1) -> Division:

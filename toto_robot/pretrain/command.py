@@ -67,11 +67,13 @@ def _frames(config: PretrainConfig, run_dir: Path, stages: Stages) -> FrameStore
         return open_frames(Path(config.frames), sizes.image_px)
     data = config.data
     if data is None:
-        data = str(run_dir / "video")
+        data = (str(run_dir / "video"),)
         stages.run("data", lambda: _collect(config, run_dir))
     min_frames = shortest_clip(config)
     out = run_dir / "frames"
-    stages.run("frames", lambda: prepare(data, out, sizes.image_px, config.limit_frames, min_frames))
+    stages.run(
+        "frames", lambda: prepare(data, out, sizes.image_px, config.limit_frames, min_frames, config.limit_files)
+    )
     return open_frames(out, sizes.image_px)
 
 
@@ -101,7 +103,8 @@ def _tokenizer_dir(config: PretrainConfig, run_dir: Path, stages: Stages, frames
         frames=str(frames.path.resolve()), image_px=sizes.image_px,
         model=config.tokenizer_model, vocab=sizes.visual_vocab,
         steps=config.tokenizer_steps, warmup_steps=min(50, config.tokenizer_steps // 10),
-        val_fraction=config.val_fraction, seed=config.seed, device=config.device, precision=config.precision,
+        weights=config.weights, val_fraction=config.val_fraction, seed=config.seed, device=config.device,
+        precision=config.precision,
         checkpoint_every=config.checkpoint_every, eval_every=config.eval_every,
     )  # fmt: skip
     out = run_dir / "tokenizer"

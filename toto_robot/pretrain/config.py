@@ -11,6 +11,7 @@ from toto_robot.models.mup import with_mup
 from toto_robot.models.presets import mae_preset, preset
 from toto_robot.models.recompute import check_mode
 from toto_robot.models.toto import TotoConfig
+from toto_robot.pretrain.clips import check_mixture
 from toto_robot.pretrain.loop import LoopConfig
 from toto_robot.pretrain.resolution import at_resolution
 from toto_robot.tokenizers.load import tokenizer_preset
@@ -57,7 +58,9 @@ class PretrainConfig:
         "activation_checkpointing",
     )  # fmt: skip
 
-    data: str | None = None  # folder of videos, a video or an episode store; null: recorded in simulation by `collect`
+    data: tuple[str, ...] | None = None  # folders of videos, pictures, episodes; ego4d:<folder>; null: `collect`
+    weights: tuple[float, ...] | None = None  # share of each of data; null: by frames, of recipes alone the paper's
+    limit_files: tuple[int, ...] | None = None  # use only so many videos, episodes or pictures (one number: of each)
     model: str = "nano"  # Toto: nano tiny small base large 1b a1..a6; MAE: mae_nano _tiny _small _vit_s16 _vit_b16
     episodes: int = 150  # episodes of FrankaPick to record where data is null
     frames: str | None = None  # prepared frames of another run (its frames/ folder), instead of data
@@ -122,6 +125,7 @@ class PretrainConfig:
             raise ValueError(f"equal_to={self.equal_to} is for the baseline, model=mae_...; {self.model} is a Toto")
         if self.data and self.frames:
             raise ValueError("give data or frames, not both")
+        check_mixture(self.data, self.weights, self.limit_files, self.limit_frames)
         if self.tokens and not self.tokenizer:
             raise ValueError("tokens=<folder> needs tokenizer=<the tokenizer that made them>, for the model's folder")
         if self.is_mae and (self.tokens or self.tokenizer):
@@ -205,7 +209,7 @@ class PretrainConfig:
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the result, as JSON gives them back."""
         settings = {key: value for key, value in asdict(self).items() if key not in self.MAY_CHANGE}
-        return {**settings, "strides": list(self.strides)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def _recipe_of(family: str, width: int) -> Recipe:

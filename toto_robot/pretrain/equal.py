@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from toto_robot.data.recipes import recipe_of
 from toto_robot.models.compute import mae_training_flops, toto_training_flops
 from toto_robot.models.mae import MAEConfig
 from toto_robot.models.toto import TotoConfig
@@ -62,16 +63,23 @@ class FinishedToto:
 
     def frames(self, image_px: int) -> dict[str, Any]:
         """Return the settings that give its frames at that size: its frame store, or what that was made from."""
+        weights = self.settings.get("weights")
+        mixed: dict[str, Any] = {"weights": None if weights is None else tuple(weights)}
         store = Path(self.settings["frames"] or self.run / "frames")
         if store.is_dir() and self.sizes.image_px == image_px:
-            return {"frames": str(store)}
-        data = self.settings["data"] or self.run / "video"
-        if not Path(data).exists():
+            return {"frames": str(store), **mixed}
+        data = tuple(self.settings["data"] or (str(self.run / "video"),))
+        if gone := [name for name in data if not recipe_of(name)[1].exists()]:
             raise ValueError(
                 f"{self.run} has frames of {self.sizes.image_px} px, {image_px} px are needed, and its videos are not "
-                f"at {data}; give data=<the same videos>"
+                f"at {', '.join(gone)}; give data=<the same videos>"
             )
-        return {"data": str(data), "limit_frames": self.settings["limit_frames"]}
+        limits = self.settings.get("limit_files")
+        limits = {
+            "limit_files": None if limits is None else tuple(limits),
+            "limit_frames": self.settings["limit_frames"],
+        }
+        return {"data": data, **limits, **mixed}
 
 
 def shortest_clip(config: PretrainConfig) -> int:

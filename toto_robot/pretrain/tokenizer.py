@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from toto_robot.data.frames import FrameStore, prepare_frames
 from toto_robot.data.sources import find_sources
 from toto_robot.encoders.base import resolve_precision
 from toto_robot.pretrain.card import write_tokenizer_card
-from toto_robot.pretrain.clips import Division, divide
+from toto_robot.pretrain.clips import Division, divide, weights_of
 from toto_robot.pretrain.loop import Trained, train
 from toto_robot.pretrain.optim import choose_device, choose_precision
 from toto_robot.pretrain.pictures import draw_loss, draw_rows
@@ -53,7 +54,9 @@ def train_tokenizer(config: TrainTokenizerConfig, run_dir: Path) -> int:
     stages = Stages(run_dir, config.deciding(), title="tokenizer ")
     frames_dir = Path(config.frames) if config.frames else run_dir / "frames"
     if data := config.data:
-        stages.run("frames", lambda: prepare(data, frames_dir, config.image_px, config.limit_frames, 1))
+        stages.run(
+            "frames", lambda: prepare(data, frames_dir, config.image_px, config.limit_frames, 1, config.limit_files)
+        )
     frames = open_frames(frames_dir, config.image_px)
     division = divide(frames.clip_ends, frames.records, config.val_fraction, config.seed)
     trained = stages.run("train", lambda: _train(config, frames, division, run_dir))
@@ -66,15 +69,22 @@ def train_tokenizer(config: TrainTokenizerConfig, run_dir: Path) -> int:
     return 0
 
 
-def prepare(data: str, out_dir: Path, image_px: int, limit_frames: int | None, min_frames: int) -> dict[str, Any]:
+def prepare(
+    data: Sequence[str],
+    out_dir: Path,
+    image_px: int,
+    limit_frames: int | None,
+    min_frames: int,
+    limit_files: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Do the stage that decodes videos into a frame store; return its summary."""
     frames = prepare_frames(
-        find_sources(data),
+        find_sources(*data, limits=limit_files or ()),
         out_dir,
         image_px,
         limit_frames=limit_frames,
         min_frames=min_frames,
-        provenance=provenance(data=data),
+        provenance=provenance(data=list(data)),
     )
     return {
         "summary": f"{len(frames)} clips, {len(frames.frames)} frames of {image_px} px",
@@ -94,7 +104,8 @@ def open_frames(path: Path, image_px: int) -> FrameStore:
 def _train(config: TrainTokenizerConfig, frames: FrameStore, division: Division, run_dir: Path) -> dict[str, Any]:
     device = choose_device(config.device)
     method = build_method(config, device)
-    training, held_out = division.samplers(1, (1,), config.seed)
+    weights = weights_of(division, config.data, config.weights)
+    training, held_out = division.samplers(1, (1,), config.seed, weights)
     objective = TokenizerObjective(
         method, frames, training=training, held_out=held_out, batch_size=config.batch_size, seed=config.seed
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from toto_robot.pretrain.clips import check_mixture
 from toto_robot.pretrain.loop import LoopConfig
 from toto_robot.tokenizers.dvae import DVAEConfig
 from toto_robot.tokenizers.load import tokenizer_preset
@@ -58,7 +59,9 @@ class TrainTokenizerConfig:
 
     MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "wandb")  # these do not change the result
 
-    data: str | None = None  # folder of videos, a video, or an episode store
+    data: tuple[str, ...] | None = None  # folders of videos, pictures or episodes, or recipes, as for pretrain
+    weights: tuple[float, ...] | None = None  # share of each of data; null: by frames, of recipes alone the paper's
+    limit_files: tuple[int, ...] | None = None  # use only so many videos, episodes or pictures (one number: of each)
     frames: str | None = None  # frames prepared before, by this command, tokenize or pretrain (instead of data)
     model: str | None = None  # dvae_nano (default), dvae_local, dvae (OpenAI's), vqgan_nano, vqgan_1024, vqgan_16384
     method: str = "vq_ema"  # how a dVAE finds its codes: vq_ema or gumbel (OpenAI's, which needs a budget like theirs)
@@ -91,6 +94,7 @@ class TrainTokenizerConfig:
     def __post_init__(self) -> None:
         if self.data and self.frames:
             raise ValueError("give data or frames, not both")
+        check_mixture(self.data, self.weights, self.limit_files, self.limit_frames)
         for name in ("plain_fraction", "adversarial_from"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
@@ -153,7 +157,8 @@ class TrainTokenizerConfig:
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the result."""
-        return {key: value for key, value in asdict(self).items() if key not in self.MAY_CHANGE}
+        settings = {key: value for key, value in asdict(self).items() if key not in self.MAY_CHANGE}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
     def _average(self) -> float:
         """Return DALL-E's decay of 0.999, or one that spans a tenth of a short training."""

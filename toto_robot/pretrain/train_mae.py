@@ -14,7 +14,7 @@ from toto_robot.encoders.base import autocast, resolve_precision
 from toto_robot.models.compute import mae_training_flops
 from toto_robot.models.hub import from_pretrained
 from toto_robot.models.mae import MAEConfig, build_mae
-from toto_robot.pretrain.clips import Division
+from toto_robot.pretrain.clips import Division, weights_of
 from toto_robot.pretrain.config import PretrainConfig
 from toto_robot.pretrain.distributed import ALONE, Processes
 from toto_robot.pretrain.equal import division_of
@@ -39,7 +39,8 @@ def train_mae(
     shown = _spread(frames, division)
 
     def objective(model: torch.nn.Module, forward: Callable[..., Any] | None = None) -> MAEObjective:
-        training, held_out = division.samplers(1, (1,), config.seed)
+        weights = weights_of(division, config.data, config.weights)
+        training, held_out = division.samplers(1, (1,), config.seed, weights)
         return MAEObjective(
             model,
             frames,

@@ -18,7 +18,7 @@ from toto_robot.models.hub import from_pretrained
 from toto_robot.models.mup import learning_rate_scales
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.baselines import copy_previous_nats, unigram_nats
-from toto_robot.pretrain.clips import Division, divide
+from toto_robot.pretrain.clips import Division, divide, weights_of
 from toto_robot.pretrain.config import PretrainConfig
 from toto_robot.pretrain.distributed import ALONE, Processes
 from toto_robot.pretrain.equal import fingerprint
@@ -46,7 +46,8 @@ def train_toto(
     sizes = config.sizes()
     assert isinstance(sizes, TotoConfig)
     division = divide(tokens.clip_ends, tokens.records, config.val_fraction, config.seed, sizes.frames)
-    training, held_out = division.samplers(sizes.frames, config.strides, config.seed)
+    weights = weights_of(division, config.data, config.weights)
+    training, held_out = division.samplers(sizes.frames, config.strides, config.seed, weights)
     shown = Continuations(
         held_out or training, tokens, frames, tokenizer_dir, kind="held-out" if held_out else "training",
         seed=config.seed,
