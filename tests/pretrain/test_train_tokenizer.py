@@ -194,7 +194,8 @@ def test_recipes_are_the_published_ones_at_the_published_sizes():
     )
     assert dalle.learning_rate(1_200_000) == dalle.learning_rate(2_999_999) == pytest.approx(1.25e-6)
     assert (dalle.beta1, dalle.beta2, dalle.weight_decay, dalle.ema_decay) == (0.9, 0.999, 1e-4, 0.999)
-    taming = TrainTokenizerConfig(model="vqgan_16384", image_px=256).loop()
+    taming = TrainTokenizerConfig(model="vqgan_16384", image_px=256, batch_size=24).loop()
     assert (taming.beta1, taming.beta2, taming.learning_rate(0)) == (0.5, 0.9, taming.learning_rate(1_000))
+    assert taming.lr == pytest.approx(24 * 4.5e-6)
     short = TrainTokenizerConfig(method="gumbel", steps=500).loop()
     assert short.ema_decay == pytest.approx(0.98)  # the average spans a tenth of the steps

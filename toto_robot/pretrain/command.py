@@ -102,9 +102,8 @@ def _tokenizer_dir(config: PretrainConfig, run_dir: Path, stages: Stages, frames
     settings = TrainTokenizerConfig(
         frames=str(frames.path.resolve()), image_px=sizes.image_px,
         model=config.tokenizer_model, vocab=sizes.visual_vocab,
-        steps=config.tokenizer_steps, warmup_steps=min(50, config.tokenizer_steps // 10),
-        weights=config.weights, val_fraction=config.val_fraction, seed=config.seed, device=config.device,
-        precision=config.precision,
+        steps=config.tokenizer_steps, weights=config.weights,
+        val_fraction=config.val_fraction, seed=config.seed, device=config.device, precision=config.precision,
         checkpoint_every=config.checkpoint_every, eval_every=config.eval_every,
     )  # fmt: skip
     out = run_dir / "tokenizer"

@@ -22,6 +22,7 @@ class TokenizerRecipe:
     """How a method trains; what the user gives goes before it."""
 
     lr: float
+    lr_per_image: bool = False  # `lr` is multiplied by the batch size
     warmup_steps: int = 50  # at most a tenth of the steps
     final_lr_ratio: float = 0.1
     weight_decay: float = 0.0
@@ -35,8 +36,8 @@ class TokenizerRecipe:
 _DALLE = TokenizerRecipe(
     lr=1e-4, warmup_steps=0, final_lr_ratio=0.0125, weight_decay=1e-4, beta2=0.999, cosine_share=0.4, averaged=True
 )
-# taming: 4.5e-6 for each image of a batch (12 on each of its GPUs), no schedule, Adam (0.5, 0.9).
-_TAMING = TokenizerRecipe(lr=4.5e-6 * 12, warmup_steps=0, final_lr_ratio=1.0, beta1=0.5, beta2=0.9)
+# taming: 4.5e-6 for each image of a batch, no schedule, Adam (0.5, 0.9).
+_TAMING = TokenizerRecipe(lr=4.5e-6, lr_per_image=True, warmup_steps=0, final_lr_ratio=1.0, beta1=0.5, beta2=0.9)
 # Nano by VQ: 500 steps on held-out robot video gave 21.3 dB at 1e-3, 22.3 at 3e-3, 22.6 at 6e-3.
 _NANO = TokenizerRecipe(lr=6e-3)
 _RECIPES = {
@@ -140,7 +141,7 @@ class TrainTokenizerConfig:
         warmup_steps = min(recipe.warmup_steps, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
         return LoopConfig(
             steps=self.steps,
-            lr=_given(self.lr, recipe.lr),
+            lr=_given(self.lr, recipe.lr * (self.batch_size if recipe.lr_per_image else 1)),
             warmup_steps=warmup_steps,
             final_lr_ratio=_given(self.final_lr_ratio, recipe.final_lr_ratio),
             weight_decay=_given(self.weight_decay, recipe.weight_decay),
