@@ -27,6 +27,7 @@ def make_video(
     height: int = 96,
     *,
     codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
     rotation_deg: int | None = None,  # tag: turn counter-clockwise to show
     steps_ms: tuple[int, ...] = (33,),  # time between frames, repeated
     pixel_aspect: Fraction | None = None,
@@ -39,7 +40,7 @@ def make_video(
     rng = np.random.default_rng(0)
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
         stream = container.add_stream(codec, rate=30)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.codec_context.gop_size = 12
         stream.codec_context.thread_count = 1  # with several threads x264 writes other bytes now and then
@@ -61,14 +62,16 @@ def make_video(
 
 
 def make_sound_and_video(path: Path, frames: int, sound_s: float) -> Path:
-    """Write a video whose sound goes on after the picture."""
+    """Write a video whose sound goes on after the picture; without frames it has no picture at all."""
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=30)
-        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        if frames:
+            video = container.add_stream("libx264", rate=30)
+            video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
         sound = container.add_stream("aac", rate=16000)
         for index in range(frames):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture(index, 64, 64), format="rgb24")))
-        container.mux(video.encode(None))
+        if frames:
+            container.mux(video.encode(None))
         for start in range(0, int(16000 * sound_s), 1024):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)

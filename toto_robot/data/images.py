@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from toto_robot.data.video import BadVideo, Frame, resize_square
+from toto_robot.data.video import BadVideo, Frame, refuse_special, resize_square
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # What such files hold, whatever their names say; Pillow reads further formats, some of them by starting programs.
@@ -24,6 +24,7 @@ def decode_image(path: Path, size_px: int) -> Frame:
     Colour tables and CMYK become RGB, transparency is dropped, 16-bit grey keeps its upper 8 bits; of an animation the
     first picture is taken.
     """
+    refuse_special(path)
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             width, height = picture.size

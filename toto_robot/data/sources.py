@@ -14,7 +14,7 @@ from toto_robot.data.flat_store import store_kind
 from toto_robot.data.folders import walk
 from toto_robot.data.recipes import RECIPES, recipe_files, recipe_of
 from toto_robot.data.sampling import Kind
-from toto_robot.data.video import EXTENSIONS, BadVideo, Frame, decode, probe, resize_square
+from toto_robot.data.video import EXTENSIONS, BadVideo, Frame, decode, probe, refuse_special, resize_square
 
 _BLOCK_FRAMES = 64  # read from an episode store at once
 _SAMPLE_BYTES = 2**20  # of the head and of the tail of a file that its fingerprint covers
@@ -312,12 +312,13 @@ def _lerobot_clips(paths: Sequence[Path], searched: Path, name: str) -> list[Sou
 def file_fingerprint(path: Path) -> str:
     """Hash the size and the first and last MiB of a file; a file that cannot be read says so."""
     try:
+        refuse_special(path)
         size = path.stat().st_size
         digest = hashlib.sha256(str(size).encode())
         with open(path, "rb") as file:
             digest.update(file.read(_SAMPLE_BYTES))
             file.seek(max(0, size - _SAMPLE_BYTES))
             digest.update(file.read(_SAMPLE_BYTES))
-    except OSError as error:  # decoding will fail too, with a reason that is kept
-        return f"unreadable ({error.strerror})"
+    except (OSError, BadVideo) as error:  # decoding will fail too, with a reason that is kept
+        return f"unreadable ({getattr(error, 'strerror', None) or error})"
     return digest.hexdigest()

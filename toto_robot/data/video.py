@@ -10,6 +10,8 @@ garbage would become training data.
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,8 +50,16 @@ class VideoInfo:
     codec: str
 
 
+def refuse_special(path: Path) -> None:
+    """Raise BadVideo for a pipe or device, which to open may take for ever."""
+    with contextlib.suppress(OSError):  # of a file that is not there, or closed: opening it says why
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadVideo("is no file but a folder, pipe or device")
+
+
 def probe(path: Path) -> VideoInfo:
     """Read a video's header; BadVideo where it is no video."""
+    refuse_special(path)
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container)
@@ -78,6 +88,7 @@ def decode(path: Path, size_px: int, *, stride: int = 1) -> Iterator[Frame]:
     """
     if size_px < 1 or stride < 1:
         raise ValueError(f"size_px and stride must be at least 1; got {size_px} and {stride}")
+    refuse_special(path)
     count = 0
     try:
         with av.open(str(path)) as container:
