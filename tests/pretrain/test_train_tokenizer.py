@@ -131,7 +131,7 @@ def test_a_run_stopped_in_between_ends_with_the_same_bits(tmp_path, frames, monk
         run(tmp_path / "broken", frames, **options)
     monkeypatch.setattr(method, "loss", real)
     run(tmp_path / "broken", frames, **options)
-    state = "checkpoints/last/training_state/optimizer"
+    state = "checkpoints/last/training_state/optimizer/00001-of-00001"
     for name in ("checkpoints/last/pretrained_model/model", state, "pretrained_model/model"):
         whole, broken = (load_file(tmp_path / which / f"{name}.safetensors") for which in ("whole", "broken"))
         assert whole.keys() == broken.keys()
@@ -140,7 +140,7 @@ def test_a_run_stopped_in_between_ends_with_the_same_bits(tmp_path, frames, monk
 
 def test_vqgan_trains_with_its_discriminator(tmp_path, frames):
     run(tmp_path, frames, model="vqgan_nano", adversarial=True, batch_size=2)
-    state = load_file(tmp_path / "checkpoints/last/training_state/optimizer.safetensors")
+    state = load_file(tmp_path / "checkpoints/last/training_state/optimizer/00001-of-00001.safetensors")
     assert any(name.startswith("discriminator.") for name in state)
     lines = {line["step"]: line for line in read_metrics(tmp_path) if "train/loss" in line}
     assert lines[12]["train/discriminator"] > 0
