@@ -39,6 +39,8 @@ bench: setup           ## every benchmark, ours and the peer in one run
 	$(BIN)/python benchmarks/env_speed.py
 	$(BIN)/python benchmarks/robosuite_speed.py
 	$(BIN)/python benchmarks/store_speed.py
+	$(BIN)/python benchmarks/loader_speed.py
+	$(BIN)/python benchmarks/tokenize_speed.py
 	$(BIN)/python benchmarks/expert_success.py
 	$(BIN)/python benchmarks/pretrain_speed.py
 	$(BIN)/python benchmarks/stream_latency.py

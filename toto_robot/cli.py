@@ -83,8 +83,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "tokenize": Command(
         "toto_robot.data.tokenize:tokenize",
-        "turn videos or an episode store into token shards",
-        ("tokenize data=my_videos tokenizer=outputs/train-tokenizer/default/pretrained_model",),
+        "turn videos, pictures or episodes into token shards; run it in as many processes as you like",
+        (
+            "tokenize data=my_videos tokenizer=outputs/train-tokenizer/default/pretrained_model",
+            "tokenize data=my_videos,my_photos tokenizer=tokenizers/dvae image_px=128 out=/data/tokens engine=plan",
+        ),
     ),
     "pretrain": Command(
         "toto_robot.pretrain.command:pretrain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -64,6 +65,7 @@ def job(sources: Sequence[Source], path: Path, share: Share) -> None:
 
 def forked(work: Callable[[], object]) -> int:
     """Run `work` in a forked child; return its process id. It exits with 0, or 1 after an error."""
+    gc.collect()  # a decoder of the broken video, freed in the child, would wait there for threads it does not have
     child = os.fork()
     if child:
         return child

@@ -23,7 +23,7 @@ def test_two_ray_workers_make_the_bytes_of_one_process(tmp_path: Path, capsys: p
     cut_off(make_video(tmp_path / "w.mp4", 30, noise=20), tmp_path / "v" / "cut.mp4", 0.6)
     save_dvae(DVAE(DVAEConfig(name="toy", hidden=8, blocks_per_group=1, vocab=32, decoder_init=8)), tmp_path / "dvae")
     config = TokenizeConfig(
-        data=str(tmp_path / "v"), tokenizer=str(tmp_path / "dvae"), image_px=16, min_frames=4, unit_frames=12,
+        data=(str(tmp_path / "v"),), tokenizer=str(tmp_path / "dvae"), image_px=16, min_frames=4, unit_frames=12,
         device="cpu", decoders=1,
     )  # fmt: skip
     assert tokenize(replace(config, engine="ray", workers=2), tmp_path / "ray") == 0

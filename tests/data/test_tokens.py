@@ -220,11 +220,11 @@ def test_the_command_goes_from_videos_to_tokens(tmp_path: Path, capsys: pytest.C
     dvae = DVAE(DVAEConfig(name="toy", hidden=8, blocks_per_group=1, vocab=32, decoder_init=8), generator=generator)
     save_dvae(dvae, tmp_path / "dvae")
     config = TokenizeConfig(
-        data=str(tmp_path / "my_videos"), tokenizer=str(tmp_path / "dvae"), image_px=32, min_frames=8, device="cpu"
+        data=(str(tmp_path / "my_videos"),), tokenizer=str(tmp_path / "dvae"), image_px=32, min_frames=8, device="cpu"
     )
     assert tokenize(config, tmp_path / "run") == 0
     store = TokenStore.open(tmp_path / "run" / "tokens")
-    frames = prepare_frames(find_sources(config.data), tmp_path / "frames", 32, min_frames=8, progress=False)
+    frames = prepare_frames(find_sources(*config.data), tmp_path / "frames", 32, min_frames=8, progress=False)
     expected = dvae.eval().encode(torch.from_numpy(frames.frames.read(0, 20))).flatten(1)
     np.testing.assert_array_equal(store.tokens.read(0, 20), expected.numpy())
     assert store.tokenizer == dvae.fingerprint() and store.grid == (4, 4)
@@ -233,7 +233,7 @@ def test_the_command_goes_from_videos_to_tokens(tmp_path: Path, capsys: pytest.C
     assert f"{len(np.unique(expected))} of 32 codes are used" in told and count_used_codes(store) > 1
 
     again = TokenizeConfig(
-        data=str(frames.path), tokenizer=config.tokenizer, out=str(tmp_path / "t"), image_px=32, device="cpu"
+        data=(str(frames.path),), tokenizer=config.tokenizer, out=str(tmp_path / "t"), image_px=32, device="cpu"
     )
     assert tokenize(again, tmp_path / "run2") == 0
     assert TokenStore.open(tmp_path / "t").fingerprint() == store.fingerprint()
@@ -253,4 +253,4 @@ def test_the_command_goes_from_videos_to_tokens(tmp_path: Path, capsys: pytest.C
 )
 def test_the_config_checks_itself(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must"):
-        TokenizeConfig(data="x", tokenizer="y", **wrong)  # type: ignore[arg-type]
+        TokenizeConfig(data=("x",), tokenizer="y", **wrong)  # type: ignore[arg-type]

@@ -37,10 +37,11 @@ class TokenizeConfig:
 
     MAY_CHANGE = ("batch_size", "device", "decoders", "engine", "workers", "retry")
 
-    data: str  # folder of videos, a video, an episode store (or a folder with one), or a frame store
+    data: tuple[str, ...]  # folders of videos, pictures, episodes; ego4d:<folder>; or one frame store
     tokenizer: str  # folder of a saved tokenizer (`train-tokenizer` leaves it in pretrained_model), or a packaged name
     out: str | None = None  # token store to write or continue; default <run>/tokens
     image_px: int = 64  # side of the square frames, pixels
+    limit_files: tuple[int, ...] | None = None  # use only so many videos, episodes or pictures (one number: of each)
     limit_frames: int | None = None  # take sources up to that many frames, by their headers; default all
     min_frames: int = 16  # shorter videos are left out
     unit_frames: int = 16384  # about so many frames are one unit of work and one shard
@@ -82,7 +83,7 @@ def tokenize(config: TokenizeConfig, run_dir: Path) -> int:
     tokenizer = load_tokenizer(config.tokenizer, device)
     out = Path(config.out) if config.out else run_dir / "tokens"
     sources = job_sources(config)
-    about = run_provenance(data=config.data, tokenizer=tokenizer.fingerprint())
+    about = run_provenance(data=list(config.data), tokenizer=tokenizer.fingerprint())
     share = share_from() if config.engine == "local" else Share()
     manifest = open_manifest(out, sources, config.settings(tokenizer), about, share, retry=config.retry)
     if config.engine == "plan":
@@ -202,11 +203,14 @@ def open_manifest(
 
 def job_sources(config: TokenizeConfig) -> list[Source]:
     """Return what is behind `data`: videos and episodes, or the clips of a frame store."""
-    if not is_frame_store(Path(config.data)):
-        return find_sources(config.data)
-    frames = FrameStore.open(Path(config.data))
+    stores = [path for path in config.data if is_frame_store(Path(path))]
+    if not stores:
+        return find_sources(*config.data, limits=config.limit_files or ())
+    if len(config.data) > 1 or config.limit_files:
+        raise ValueError(f"{stores[0]} is a frame store: it is taken whole and alone; give the videos themselves")
+    frames = FrameStore.open(Path(stores[0]))
     if frames.image_px != config.image_px:
-        raise ValueError(f"{config.data} holds frames of {frames.image_px} px; set image_px={frames.image_px}")
+        raise ValueError(f"{stores[0]} holds frames of {frames.image_px} px; set image_px={frames.image_px}")
     return frame_sources(frames)
 
 

@@ -63,7 +63,7 @@ class UnitWorker:
     def __init__(self, config: TokenizeConfig, out: str) -> None:
         device = choose_job_device(config.device)
         tokenizer = load_tokenizer(config.tokenizer, device)
-        about = provenance(data=config.data, tokenizer=tokenizer.fingerprint(), engine="ray", worker=os.getpid())
+        about = provenance(tokenizer=tokenizer.fingerprint(), data=list(config.data), engine="ray", worker=os.getpid())
         self._job = TokenJob(
             Path(out), Manifest.read(Path(out) / MANIFEST), job_sources(config), tokenizer,
             batch_size=config.batch_size, device=device, decoders=decoder_threads(config),
