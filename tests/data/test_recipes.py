@@ -12,7 +12,7 @@ from pictures import make_picture
 
 from toto_robot.data.recipes import RECIPES, paper_weights
 from toto_robot.data.sources import find_sources
-from toto_robot.data.tokenize import TokenizeConfig, tokenize
+from toto_robot.data.tokenize import TokenizeConfig, job_sources, tokenize
 from toto_robot.data.tokens import TokenStore
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
 
@@ -67,23 +67,27 @@ def test_only_training_files_are_found(tmp_path: Path, name: str) -> None:
     assert {(source.source, source.kind) for source in found} == {(recipe, RECIPES[recipe].kind)}
 
 
-def test_all_four_become_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_four_become_tokens_in_one_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     sizes = DVAEConfig(name="toy", hidden=8, blocks_per_group=1, vocab=16, decoder_init=8)
     save_dvae(DVAE(sizes, generator=torch.Generator().manual_seed(0)), tmp_path / "tokenizer")
-    counts: Counter[tuple[str, str]] = Counter()
     for recipe in RECIPES:
         data = lay_out(tmp_path / recipe, recipe)
         (data / LAYOUTS[recipe][0][0]).write_bytes(b"")  # and a broken file
-        settings = {"tokenizer": str(tmp_path / "tokenizer"), "image_px": 16}
-        assert tokenize(TokenizeConfig(data=f"{recipe}:{data}", **settings), tmp_path / f"run_{recipe}") == 0
-        store = TokenStore.open(tmp_path / f"run_{recipe}" / "tokens")
-        counts.update((record["source"], record["kind"]) for record in store.records)
-        assert {record["frames"] for record in store.records} == {1 if recipe == "imagenet" else 20}
-        assert f"{recipe}/{LAYOUTS[recipe][0][0]}" in capsys.readouterr().out, "the broken file is named"
-    assert counts == {
-        ("imagenet", "images"): 2, ("kinetics600", "video"): 1, ("ego4d", "video"): 1, ("howto100m", "video"): 2,
+    data = tuple(f"{recipe}:{tmp_path / recipe}" for recipe in RECIPES)
+    config = TokenizeConfig(data=data, tokenizer=str(tmp_path / "tokenizer"), image_px=16)
+    assert tokenize(config, tmp_path / "run") == 0
+    store = TokenStore.open(tmp_path / "run" / "tokens")
+    assert Counter((record["source"], record["kind"], record["frames"]) for record in store.records) == {
+        ("imagenet", "images", 1): 2, ("kinetics600", "video", 20): 1, ("ego4d", "video", 20): 1,
+        ("howto100m", "video", 20): 2,
     }  # fmt: skip
+    told = capsys.readouterr().out
+    assert all(f"{recipe}/{LAYOUTS[recipe][0][0]}" in told for recipe in RECIPES), "broken files are named"
+    few = TokenizeConfig(data=data, tokenizer=config.tokenizer, image_px=16, limit_files=(1, 2, 2, 2))
+    assert [source.source for source in job_sources(few)] == [
+        "imagenet", "kinetics600", "kinetics600", "ego4d", "ego4d", "howto100m", "howto100m",
+    ]  # fmt: skip
 
 
 def test_a_wrong_folder_says_what_was_expected_and_found(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def test_settings_that_do_not_fit_are_refused(config):
         ({"data": ("a", "b"), "limit_files": (1, 2, 3)}, "limit_files as one number or one for each"),
         ({"frames": "f", "limit_files": (1,)}, "limit_files as one number or one for each"),
         ({"data": ("a", "b"), "limit_frames": 100}, "limit several with limit_files"),
-        ({"data": ()}, "at least one folder in data"),
+        ({"data": ()}, "at least one path"),
+        ({"data": "videos"}, "a tuple of at least one path, got 'videos'"),
     ):
         with pytest.raises(ValueError, match=words):
             config(**settings)

@@ -109,8 +109,8 @@ def check_mixture(
     limit_frames: int | None,
 ) -> None:
     """Raise ValueError where settings of a mixture do not fit each other."""
-    if data is not None and not data:
-        raise ValueError("expected at least one folder in data, got none")
+    if isinstance(data, str) or (data is not None and not data):
+        raise ValueError(f"expected data as a tuple of at least one path, got {data!r}")
     if weights is not None and data is not None and len(weights) != len(data):
         raise ValueError(f"expected a weight for each of the {len(data)} in data, got {list(weights)}")
     if limit_files is not None and (data is None or len(limit_files) not in (1, len(data))):
