@@ -274,7 +274,9 @@ def test_info_of_every_kind(recorded: Path, tmp_path: Path, capsys: pytest.Captu
         assert info(InfoConfig(path=str(tmp_path / name)), tmp_path / "run") == 0
         assert kind in capsys.readouterr().out
         assert read_json(tmp_path / "run" / "info.json")["kind"] == kind
-    assert read_json(tmp_path / "run" / "info.json")["clips"] == 4
+    found = read_json(tmp_path / "run" / "info.json")
+    assert found["clips"] == 4
+    assert found["sources"] == {recorded.name: {"kind": "video", "clips": 4, "frames": found["frames"]}}
 
 
 # ---------------------------------------------------------------------------------------------------------------- view

@@ -51,6 +51,7 @@ def test_the_frames_know_their_source_and_the_card_names_all(mixed):
     assert {(record["source"], record["kind"]) for record in records} == {("clips", "video"), ("photos", "images")}
     card = (mixed / "run" / "pretrained_model" / "README.md").read_text()
     assert "| data | data clips, data photos |" in card
+    assert "43 clips, 112 frames, 0.00 hours" in card
 
 
 def records_of(*names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from toto_robot.data.episodes import AUTOMATIC
 from toto_robot.data.flat_store import store_kind
 from toto_robot.data.frames import FrameStore
 from toto_robot.data.recording import Recording, is_image
+from toto_robot.data.sources import kind_of, source_of
 from toto_robot.data.tokens import TokenStore
 from toto_robot.data.units import element_names, element_units
 
@@ -33,6 +34,7 @@ def clip_store_info(path: Path) -> dict[str, Any] | None:
         "kind": f"{kind} store",
         "clips": len(store),
         "frames": int(store.clip_ends[-1]) if len(store) else 0,
+        "sources": _sources(store.records),
         "image_px": store.image_px,
         "size_bytes": size_bytes(path),
         "provenance": store.provenance,
@@ -46,6 +48,16 @@ def clip_store_info(path: Path) -> dict[str, Any] | None:
         info |= {**own, "precision": store.precision, "tokens": info["frames"] * store.tokens_per_frame}
         info |= {"shards": len(store.shards), "left_out": len(store.skipped), "fingerprint": store.fingerprint()}
     return info
+
+
+def _sources(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the kind, clips and frames of every source that a store was made from."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        one = found.setdefault(source_of(record), {"kind": kind_of(record), "clips": 0, "frames": 0})
+        one["clips"] += 1
+        one["frames"] += record["frames"]
+    return found
 
 
 def recording_info(recording: Recording) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from toto_robot.data import images
 from toto_robot.data.episodes import IMAGE_PREFIX, KIND, EpisodeStore
@@ -205,6 +205,16 @@ def source_names(data: Sequence[str | Path]) -> list[str]:
         twice = {name for name in names if names.count(name) > 1}
         names = ["/".join(part[-length:]) if name in twice else name for part, name in zip(parts, names, strict=True)]
     return names
+
+
+def source_of(record: Mapping[str, Any]) -> str:
+    """Return which source the clip of a store came from; stores from before clips said so are one source."""
+    return str(record.get("source", "data"))
+
+
+def kind_of(record: Mapping[str, Any]) -> Kind:
+    """Return whether the clip of a store is a video or a single picture."""
+    return "images" if record.get("kind") == "images" else "video"
 
 
 def _chosen(sources: Sequence[Source], limit: int) -> list[Source]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toto_robot.data.frames import FrameStore
-from toto_robot.data.sources import source_names
+from toto_robot.data.sources import kind_of, source_names
 from toto_robot.data.tokens import TokenStore
 from toto_robot.models.compute import mae_training_flops, toto_training_flops
 from toto_robot.models.hub import parameter_count
@@ -103,10 +103,11 @@ def _named(settings: Mapping[str, Any]) -> str:
 
 
 def _hours(records: list[dict[str, Any]]) -> float | None:
-    """Return the hours of all clips; None where the rate of one is not known."""
-    if not all(record.get("fps") for record in records):
+    """Return the hours of all videos; None where the rate of one is not known."""
+    videos = [record for record in records if kind_of(record) == "video"]
+    if not videos or not all(record.get("fps") for record in videos):
         return None
-    return float(sum(record["frames"] / record["fps"] for record in records)) / 3600
+    return float(sum(record["frames"] / record["fps"] for record in videos)) / 3600
 
 
 def _commit(run_dir: Path) -> str | None:

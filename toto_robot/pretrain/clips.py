@@ -11,7 +11,7 @@ import numpy as np
 from toto_robot.data.mixture import MixtureSampler, PictureSampler
 from toto_robot.data.recipes import paper_weights
 from toto_robot.data.sampling import ClipSampler, Integers, Kind, split_by_group
-from toto_robot.data.sources import source_names
+from toto_robot.data.sources import kind_of, source_names, source_of
 
 Records = Sequence[Mapping[str, Any]]  # of the clips of a store
 
@@ -191,16 +191,6 @@ def _cut_apart(ends: Integers, held: Integers, cuts: Integers, kinds: Mapping[st
             for name, kind in kinds.items()
         ),
     )
-
-
-def source_of(record: Mapping[str, Any]) -> str:
-    """Return which source a clip came from; stores that were made before clips said so hold one."""
-    return str(record.get("source", "data"))
-
-
-def kind_of(record: Mapping[str, Any]) -> Kind:
-    """Return whether a clip is a video or a single picture."""
-    return "images" if record.get("kind") == "images" else "video"
 
 
 def fitting_strides(lengths: Integers, frames: int, strides: Sequence[int], source: str) -> tuple[int, ...]:
