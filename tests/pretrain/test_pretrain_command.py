@@ -24,7 +24,8 @@ SHORT = {"steps": 3, "batch_size": 1, "val_samples": 2, "tokenizer_steps": 6}
 def trained(tmp_path_factory):
     """One run over five odd videos, which several tests look at."""
     folder = tmp_path_factory.mktemp("pretrain")
-    pretrain(PretrainConfig(data=(str(write_odd(folder / "videos")),), **SHORT), folder / "run")
+    config = PretrainConfig(data=(str(write_odd(folder / "videos")),), pictures_every=2, **SHORT)
+    pretrain(config, folder / "run")
     return folder / "run"
 
 
@@ -51,7 +52,8 @@ def test_the_run_folder_holds_what_the_contract_says(trained):
     assert len(position["per_position"]) == 1024
     assert len(position["per_frame"]) == 16
     assert np.mean(position["per_position"]) == pytest.approx(summary["val_loss"], abs=1e-3)
-    for name in ("loss.png", "continuation.png", "tokenizer/reconstructions.png"):
+    pictures = ("loss.png", "continuation.png", "per_position.png", "pictures/continuation_000002.png")
+    for name in (*pictures, "tokenizer/reconstructions.png"):
         assert (trained / name).read_bytes().startswith(b"\x89PNG"), name
     assert (trained / "checkpoints" / "last").readlink().name == "000003"
     assert [line["step"] for line in read_metrics(trained) if "val/loss" in line] == [3]
@@ -88,14 +90,17 @@ def test_frames_tokens_and_tokenizer_of_another_run_are_taken_as_they_are(traine
 
 @pytest.mark.e2e
 def test_mae_trains_on_the_same_frames(trained, tmp_path):
-    config = PretrainConfig(model="mae_nano", frames=str(trained / "frames"), steps=2, batch_size=4, val_samples=8)
+    config = PretrainConfig(model="mae_nano", equal_to=str(trained), batch_size=16, val_samples=8, pictures_every=2)
     pretrain(config, tmp_path / "mae")
     encoder = load_encoder("mae", path=tmp_path / "mae" / "pretrained_model")
     assert encoder.encode(np.zeros((1, 64, 64, 3), np.uint8)).shape == (1, 64, 256)
     summary = json.loads((tmp_path / "mae" / "summary.json").read_text())
     assert set(summary["minutes"]) == {"train", "validate", "pictures"}
-    assert summary["images_seen"] == 8
-    assert "| images seen | 8 |" in (tmp_path / "mae" / "pretrained_model" / "README.md").read_text()
+    toto = json.loads((trained / "summary.json").read_text())
+    assert (summary["images_seen"], summary["patches_seen"]) == (48, toto["tokens_seen"])
+    assert 0 < summary["training_flops"] < toto["training_flops"]
+    assert [path.name for path in (tmp_path / "mae" / "pictures").iterdir()] == ["reconstructions_000002.png"]
+    assert "| images seen | 48 |" in (tmp_path / "mae" / "pretrained_model" / "README.md").read_text()
     assert (tmp_path / "mae" / "reconstructions.png").exists()
 
 

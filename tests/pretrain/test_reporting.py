@@ -88,7 +88,7 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self) -> None:
         super().__init__("wandb")
-        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None, origin="here")
         self.inits: list[dict[str, Any]] = []
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.exit_codes: list[int] = []
@@ -126,7 +126,9 @@ def test_wandb_gets_every_line_and_a_continued_run_is_the_same_run(
 def test_wandb_that_is_missing_is_named_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "wandb").mkdir()  # as the package leaves it; Python takes it for a package without files
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(ValueError, match=r"pip install 'toto-robot\[wandb\]'"):
         settings(wandb="arms")
     settings()

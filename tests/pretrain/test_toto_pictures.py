@@ -51,12 +51,14 @@ def test_pictures_on_the_way_change_no_bit_of_the_training(tmp_path: Path, optio
 
 
 def test_when_pictures_are_due() -> None:
-    def due(**settings: Any) -> list[int]:
-        return [done for done in range(1, 23) if loop_settings(22, **settings).draws_after(done)]
+    def due(steps: int, **settings: Any) -> list[int]:
+        return [done for done in range(1, steps + 1) if loop_settings(steps, **settings).draws_after(done)]
 
-    assert due() == [5, 10, 15, 20]  # a fifth, rounded up
-    assert due(pictures_every=11) == [11]  # those after the last step are drawn from what is published
-    assert due(pictures_every=0) == []
+    assert due(452) == [91, 182, 273, 364]  # a fifth, rounded up
+    assert due(120) == [50, 100]
+    assert due(40) == []
+    assert due(22, pictures_every=11) == [11]  # those after the last step are drawn from what is published
+    assert due(452, pictures_every=0) == []
     with pytest.raises(ValueError, match="pictures_every of at least 0"):
         loop_settings(pictures_every=-1)
 

@@ -99,7 +99,7 @@ class PretrainConfig:
     checkpoint_every: int = 100  # steps
     eval_every: int = 100  # steps
     keep_checkpoints: int = 2  # newest ones kept
-    pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth of the training
+    pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth, but at least 50
     wandb: str | None = None  # Weights & Biases project that is logged to as well; null: none
     replicas: int = 1  # with torchrun: groups of processes (nodes) that hold a whole model each (HSDP)
 

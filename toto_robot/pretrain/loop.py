@@ -84,7 +84,7 @@ class LoopConfig:
     wsd_decay: float | None = None  # WSD schedule: share of the steps, the last, in which the rate falls; null: cosine
     ema_decay: float | None = None  # of the moving average of the weights, which is then measured and published
     accumulate: int = 1  # batches whose gradients make one step
-    pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth of the training
+    pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth, but at least 50
     wandb: str | None = None  # Weights & Biases project that is logged to as well
     cosine_share: float = 1.0  # share of the steps after which the cosine has ended and the rate stays
     beta1: float = ADAM_BETAS[0]  # of AdamW
@@ -120,7 +120,7 @@ class LoopConfig:
 
     def draws_after(self, done: int) -> bool:
         """Say whether pictures are due after `done` steps; those after the last are the caller's."""
-        every = -(-self.steps // 5) if self.pictures_every is None else self.pictures_every
+        every = max(50, -(-self.steps // 5)) if self.pictures_every is None else self.pictures_every
         return every > 0 and done % every == 0 and done < self.steps
 
     def same_run(self) -> dict[str, Any]:

@@ -19,8 +19,9 @@ _FILE = "wandb.json"  # in the run folder: project and id
 
 
 def check_installed() -> None:
-    """Raise ValueError where the wandb package is missing."""
-    if importlib.util.find_spec("wandb") is None:
+    """Raise ValueError where the wandb package is missing; a folder called wandb, which it makes, is none."""
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:
         raise ValueError("wandb=<project> needs a package that is missing: pip install 'toto-robot[wandb]'")
 
 
