@@ -2,8 +2,9 @@
 
 python scripts/package_weights.py <run> <name> --data "what it was trained on" [--licence apache-2.0]
 
-<run> is the run folder of `toto_robot pretrain` or `train-tokenizer`, with its stores. Package the tokenizer first: a
-Toto of the same tokenizer then only names it. What is too large for the budget of all together is refused.
+<run> is the run folder of `toto_robot pretrain` or `train-tokenizer`, with its frames; where its settings name them by
+a relative path, call this from the same working directory. Package the tokenizer first: a Toto of the same one then
+only names it. What is too large for the budget of all together is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from torch import nn
 
 from toto_robot import packaged
 from toto_robot.data.frames import FrameStore
-from toto_robot.data.tokens import TokenStore
 from toto_robot.encoders.load import load_encoder
 from toto_robot.models.generate import surprise
 from toto_robot.models.hub import describe, from_pretrained, parameter_count
@@ -150,18 +150,26 @@ def _size(folder: Path) -> int:
 
 
 def _frames(run: Path) -> FrameStore:
-    given = read_json(run / "summary.json")["settings"].get("frames")
+    given = _summary(run)["settings"].get("frames")
     return FrameStore.open(Path(given) if given else run / "frames")
 
 
 def _card(run: Path, kind: str, frames: FrameStore) -> ModelCard:
-    found = read_json(run / "summary.json")
+    found = _summary(run)
     if kind not in ("toto", "mae"):
         return tokenizer_card(run, found, frames)
-    config = PretrainConfig(**{**found["settings"], "strides": tuple(found["settings"]["strides"])})
-    if kind == "mae":
-        return model_card(config, run, found, frames)
-    return model_card(config, run, found, TokenStore.open(Path(config.tokens) if config.tokens else run / "tokens"))
+    known = {field.name for field in dataclasses.fields(PretrainConfig)}
+    settings = {key: value for key, value in found["settings"].items() if key in known}  # of an older version, too
+    return model_card(PretrainConfig(**settings), run, found, frames)
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    """Return summary.json with settings as their dataclass has them."""
+    found = read_json(run / "summary.json")
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in found["settings"].items()}
+    if isinstance(settings.get("data"), str):  # before several sources could be mixed
+        settings["data"] = (settings["data"],)
+    return {**found, "settings": settings}
 
 
 def _section(name: str, kind: str, size_bytes: int, changed: dict[str, str]) -> str:
