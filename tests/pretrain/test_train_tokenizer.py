@@ -102,6 +102,7 @@ def test_gumbel_learns_and_says_how_the_codes_are_used(tmp_path, frames):
     lines = [line for line in read_metrics(tmp_path) if "train/loss" in line]
     assert lines[-1]["train/nll"] < lines[0]["train/nll"] - 0.3
     assert lines[-1]["train/temperature"] == pytest.approx(1 / 16)
+    assert (tmp_path / "pictures" / "reconstructions_000016.png").read_bytes().startswith(b"\x89PNG")
     assert {"val/perplexity", "val/codes_used", "val/psnr_db"} <= set(read_metrics(tmp_path)[-1])
 
 

@@ -40,6 +40,7 @@ from toto_robot.tokenizers.vq import VQAutoencoder
 from toto_robot.tokenizers.vqgan import VQGANConfig
 from toto_robot.tokenizers.vqgan_training import VQGANAutoencoder, VQGANLoss
 
+_SHOWN_FRAMES = 12
 _DISCRIMINATOR_WIDTH = 64  # as published; less for a VQGAN that is narrower itself
 _LOSSES = {"vq_ema": "squared error", "gumbel": "nats a value", "vqgan": "loss", "student": "nats a patch"}
 
@@ -61,7 +62,7 @@ def train_tokenizer(config: TrainTokenizerConfig, run_dir: Path) -> int:
     division = divide(frames.clip_ends, frames.records, config.val_fraction, config.seed)
     trained = stages.run("train", lambda: _train(config, frames, division, run_dir))
     measured = stages.run("validate", lambda: _validate(config, frames, division, run_dir))
-    stages.run("pictures", lambda: _draw(config, frames, division, run_dir))
+    stages.run("pictures", lambda: _draw_all(config, frames, division, run_dir))
     summary = {**measured, **trained, "minutes": stages.minutes, "settings": config.deciding()}
     write_json(run_dir / "summary.json", {key: value for key, value in summary.items() if key != "summary"})
     write_tokenizer_card(run_dir, summary, frames)
@@ -110,7 +111,13 @@ def _train(config: TrainTokenizerConfig, frames: FrameStore, division: Division,
         method, frames, training=training, held_out=held_out, batch_size=config.batch_size, seed=config.seed
     )
     dtype = choose_precision(config.precision, device)
-    trained: Trained = train(objective, config.loop(), run_dir, device=device, dtype=dtype)
+    shown = _shown(frames, division)
+
+    def draw(done: int) -> None:
+        if config.kind in ("gumbel", "student") or done > config.plain_steps:  # before, there are no codes
+            _draw(method.tokenizer(), shown, run_dir / "pictures" / f"reconstructions_{done:06d}.png")
+
+    trained: Trained = train(objective, config.loop(), run_dir, device=device, dtype=dtype, draw=draw)
     return {
         "summary": f"{trained.steps} steps, {trained.units} images at {trained.units_per_second:.0f}/s",
         "steps": trained.steps,
@@ -124,7 +131,6 @@ def _train(config: TrainTokenizerConfig, frames: FrameStore, division: Division,
 def build_method(config: TrainTokenizerConfig, device: torch.device) -> Method:
     """Return the method that the settings name, with fresh weights on `device`."""
     generator = torch.Generator().manual_seed(config.seed)
-    plain_steps = max(1, round(config.plain_fraction * config.steps))
     if config.student_of:
         teacher = _teacher(config.student_of, device)
         student = make_student(teacher, student_config(teacher.config, config.width), generator=generator)
@@ -136,12 +142,12 @@ def build_method(config: TrainTokenizerConfig, device: torch.device) -> Method:
             width = min(_DISCRIMINATOR_WIDTH, sizes.width)
             judge = Discriminator(width, layers_for(config.image_px), generator=generator)
         perceptual = load_perceptual(config.perceptual, device) if config.perceptual else None
-        weights = VQGANLoss(adversarial_from=max(plain_steps, round(config.adversarial_from * config.steps)))
+        weights = VQGANLoss(adversarial_from=max(config.plain_steps, round(config.adversarial_from * config.steps)))
         model = VQGANAutoencoder(sizes, discriminator=judge, generator=generator).to(device)
-        return VQGANMethod(model, plain_steps, weights, perceptual)
+        return VQGANMethod(model, config.plain_steps, weights, perceptual)
     if config.method == "gumbel":
         return Gumbel(GumbelAutoencoder(sizes, generator=generator).to(device), GumbelSchedule(steps=config.steps))
-    return VQ(VQAutoencoder(sizes, generator=generator).to(device), plain_steps)
+    return VQ(VQAutoencoder(sizes, generator=generator).to(device), config.plain_steps)
 
 
 def _teacher(folder: str, device: torch.device) -> DVAE:
@@ -152,7 +158,7 @@ def _teacher(folder: str, device: torch.device) -> DVAE:
 
 
 def _validate(config: TrainTokenizerConfig, frames: FrameStore, division: Division, run_dir: Path) -> dict[str, Any]:
-    clips = division.held_out if len(division.held_out) else division.training
+    clips = _measured_clips(division)
     device = choose_device(config.device)
     precision = resolve_precision(config.precision, device)
     tokenizer = load_tokenizer(run_dir / "pretrained_model", device)
@@ -188,13 +194,26 @@ def _beside_teacher(
     return found
 
 
-def _draw(config: TrainTokenizerConfig, frames: FrameStore, division: Division, run_dir: Path) -> dict[str, Any]:
+def _shown(frames: FrameStore, division: Division) -> np.ndarray:
+    """Return frames (n, h, w, 3) of as many clips, held-out ones where there are any."""
+    rows = [start for start, _ in measured_runs(division, _measured_clips(division))]
+    return frames.read(rows[:_SHOWN_FRAMES])
+
+
+@torch.no_grad()
+def _draw(tokenizer: AnyTokenizer, truth: np.ndarray, path: Path) -> None:
+    """Draw frames and what is left of them after their codes."""
+    images = torch.from_numpy(truth).to(next(tokenizer.parameters()).device)
+    decoded = tokenizer.decode(tokenizer.encode(images)).cpu().numpy()
+    draw_rows(path, [("frame", truth), ("decoded", decoded)], title=f"{tokenizer.config.name}: frames and their codes")
+
+
+def _draw_all(config: TrainTokenizerConfig, frames: FrameStore, division: Division, run_dir: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(run_dir / "pretrained_model")
-    clips = division.held_out if len(division.held_out) else division.training
-    rows = [start for start, _ in measured_runs(division, clips)][:12]
-    truth = frames.read(rows)
-    decoded = tokenizer.decode(tokenizer.encode(torch.from_numpy(truth))).numpy()
-    title = f"{tokenizer.config.name}: {'held-out' if len(division.held_out) else 'training'} frames"
-    draw_rows(run_dir / "reconstructions.png", [("frame", truth), ("decoded", decoded)], title=title)
+    _draw(tokenizer, _shown(frames, division), run_dir / "reconstructions.png")
     draw_loss(run_dir, unit=_LOSSES[config.kind])
     return {"summary": "reconstructions.png, loss.png"}
+
+
+def _measured_clips(division: Division) -> np.ndarray:
+    return division.held_out if len(division.held_out) else division.training

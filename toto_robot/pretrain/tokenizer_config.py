@@ -58,7 +58,13 @@ _RECIPES = {
 class TrainTokenizerConfig:
     """Settings of `toto_robot train-tokenizer`."""
 
-    MAY_CHANGE = ("device", "checkpoint_every", "eval_every", "wandb")  # these do not change the result
+    MAY_CHANGE = (
+        "device",
+        "checkpoint_every",
+        "eval_every",
+        "pictures_every",
+        "wandb",
+    )  # these do not change the result
 
     data: tuple[str, ...] | None = None  # folders of videos, pictures or episodes, or recipes, as for pretrain
     weights: tuple[float, ...] | None = None  # share of each of data; null: by frames, of recipes alone the paper's
@@ -90,6 +96,7 @@ class TrainTokenizerConfig:
     precision: str = "auto"  # auto, bf16 or fp32
     checkpoint_every: int = 200  # steps
     eval_every: int = 200  # steps
+    pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth of the training
     wandb: str | None = None  # Weights & Biases project that is logged to as well; null: none
 
     def __post_init__(self) -> None:
@@ -123,6 +130,11 @@ class TrainTokenizerConfig:
         """Return the name of the sizes."""
         return self.model or "dvae_nano"
 
+    @property
+    def plain_steps(self) -> int:
+        """Return how many steps come before the codes."""
+        return max(1, round(self.plain_fraction * self.steps))
+
     def sizes(self) -> DVAEConfig | VQGANConfig:
         """Return the sizes, changed by what was given; a student's are known with its teacher only."""
         assert not self.student_of
@@ -149,6 +161,7 @@ class TrainTokenizerConfig:
             seed=self.seed,
             checkpoint_every=self.checkpoint_every,
             eval_every=self.eval_every,
+            pictures_every=self.pictures_every,
             wandb=self.wandb,
             cosine_share=recipe.cosine_share,
             beta1=recipe.beta1,

@@ -7,18 +7,18 @@ Frames are uint8 (B, h, w, 3); generators are of the CPU and set by the step.
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from toto_robot.tokenizers.dvae import DVAE, save_dvae
+from toto_robot.tokenizers.dvae import DVAE
 from toto_robot.tokenizers.gumbel import GumbelAutoencoder, GumbelSchedule
+from toto_robot.tokenizers.load import AnyTokenizer
 from toto_robot.tokenizers.perceptual import Perceptual
 from toto_robot.tokenizers.student import student_loss
 from toto_robot.tokenizers.vq import VQAutoencoder
-from toto_robot.tokenizers.vqgan import frames_to_input, save_vqgan
+from toto_robot.tokenizers.vqgan import VQGAN, frames_to_input
 from toto_robot.tokenizers.vqgan_training import VQGANAutoencoder, VQGANLoss
 
 Scalars = dict[str, Tensor]
@@ -40,8 +40,8 @@ class Method(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return the configuration of the network in training."""
 
-    def publish(self, directory: Path) -> None:
-        """Write the tokenizer."""
+    def tokenizer(self) -> AnyTokenizer:
+        """Return the tokenizer that has been learned so far; ValueError where there are no codes yet."""
 
 
 class VQ:
@@ -63,9 +63,9 @@ class VQ:
         """Return sizes and settings of the codebook."""
         return {"model_type": "vq_autoencoder", "dvae": asdict(self.model.config), "vq": asdict(self.model.vq)}
 
-    def publish(self, directory: Path) -> None:
-        """Write the tokenizer, in the dVAE layout."""
-        save_dvae(self.model.fold(), directory)
+    def tokenizer(self) -> DVAE:
+        """Return it in the dVAE layout."""
+        return self.model.fold()
 
 
 class Gumbel:
@@ -90,9 +90,9 @@ class Gumbel:
         """Return the sizes."""
         return {"model_type": "gumbel_autoencoder", "dvae": asdict(self.model.config)}
 
-    def publish(self, directory: Path) -> None:
-        """Write the dVAE."""
-        save_dvae(self.model.dvae, directory)
+    def tokenizer(self) -> DVAE:
+        """Return the dVAE."""
+        return self.model.dvae
 
 
 class VQGANMethod:
@@ -117,9 +117,9 @@ class VQGANMethod:
         """Return sizes and settings of the codebook."""
         return {"model_type": "vqgan_autoencoder", "vqgan": asdict(self.model.config), "vq": asdict(self.model.vq)}
 
-    def publish(self, directory: Path) -> None:
-        """Write the VQGAN."""
-        save_vqgan(self.model.fold(), directory)
+    def tokenizer(self) -> VQGAN:
+        """Return the VQGAN with the codebook as its table."""
+        return self.model.fold()
 
     def _report(self, frames: Tensor, quantise: bool, adversarial: bool, generator: torch.Generator | None) -> Scalars:
         pixels = frames_to_input(frames, self.model.vqgan.stride)
@@ -149,9 +149,9 @@ class Student:
         """Return the sizes."""
         return {"model_type": "student", "dvae": asdict(self.model.config)}
 
-    def publish(self, directory: Path) -> None:
-        """Write the dVAE."""
-        save_dvae(self.model, directory)
+    def tokenizer(self) -> DVAE:
+        """Return the student."""
+        return self.model
 
 
 def unit_images(frames: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from toto_robot.data.mixture import MixtureSampler
 from toto_robot.pretrain.loop import step_seed
 from toto_robot.pretrain.objectives import name_windows, read_frames
 from toto_robot.pretrain.tokenizer_methods import Method
+from toto_robot.tokenizers.load import save_tokenizer
 
 
 class TokenizerObjective:
@@ -79,4 +80,4 @@ class TokenizerObjective:
 
     def publish(self, directory: Path, state: Mapping[str, Tensor]) -> None:
         """Write the tokenizer; `state` is what the network holds, for it is never divided."""
-        self._method.publish(directory)
+        save_tokenizer(self._method.tokenizer(), directory)
