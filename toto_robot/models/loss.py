@@ -5,8 +5,7 @@ as much again. Here head and cross-entropy go through the positions in chunks. W
 while its logits are there (in the forward pass, as Liger does), so that a chunk's logits are all that is ever held and
 nothing is computed twice.
 
-Precision: products in the dtype of autocast (float32 without), logits, softmax, loss and the sum of the head's gradient
-over chunks in float32.
+Its precision is that of `precision.py`: products in the dtype of autocast, all else in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from toto_robot.models.precision import product_dtype
 
 LOSS_CHUNK_TOKENS = 1024  # 512 to 2048 are equally fast on a CPU, all of 4096 at once a fifth slower (RESULTS.md)
 
@@ -49,12 +50,6 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: int) 
         losses.append(F.cross_entropy(logits, wanted, reduction="none"))
         likeliest.append(logits.argmax(-1))
     return TokenLosses(torch.cat(losses), torch.cat(likeliest))
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which a product with `x` is computed: that of autocast, or its own."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _chunks(x: Tensor, chunk_tokens: int) -> tuple[Tensor, ...]:

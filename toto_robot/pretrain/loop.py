@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -247,11 +248,14 @@ def train(
 
 
 def compiled(module: nn.Module, run_dir: Path) -> nn.Module:
-    """Return `torch.compile(module)` with a cache of this run's own.
+    """Return `torch.compile(module)` with a cache of this process's own in the run folder, empty at the start.
 
-    A killed compilation leaves truncated libraries in a shared cache, which then break every later run.
+    A killed compilation leaves truncated libraries in its cache, which would break the same run when it continues, and
+    in a shared cache every other one.
     """
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str((run_dir / "inductor_cache").resolve())
+    cache = run_dir.resolve() / "inductor_cache" / os.environ.get("RANK", "0")
+    shutil.rmtree(cache, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     return torch.compile(module)  # type: ignore[return-value]
 
 
