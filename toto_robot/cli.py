@@ -393,9 +393,10 @@ def _open_run(name: str, schema: type, overrides: Sequence[str], run_dir: Path) 
     recorded = run_dir / "config.yaml"
     if recorded.exists():
         _check_same_run(run_dir, recorded.read_text(), config, getattr(schema, "MAY_CHANGE", ()))
-    write_text(recorded, config)
-    if not (run_dir / "provenance.json").exists():
-        write_json(run_dir / "provenance.json", provenance(toto_robot_command=name))
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, the first one writes
+        write_text(recorded, config)
+        if not (run_dir / "provenance.json").exists():
+            write_json(run_dir / "provenance.json", provenance(toto_robot_command=name))
     return run_dir
 
 

@@ -1,12 +1,10 @@
-"""A small Toto, tokens and frames to train on in seconds; as a script, a training to be killed."""
+"""A small Toto, MAE and tokenizer, with tokens and frames to train on in seconds."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +14,13 @@ from toto_robot.data.frames import FrameStore, prepare_frames
 from toto_robot.data.sources import find_sources
 from toto_robot.data.token_shards import write_store
 from toto_robot.data.tokens import TokenSpec, TokenStore
+from toto_robot.models.mae import MAEConfig, build_mae
 from toto_robot.models.mup import learning_rate_scales, with_mup
 from toto_robot.models.toto import Toto, TotoConfig
 from toto_robot.pretrain.clips import divide
 from toto_robot.pretrain.distributed import ALONE, Processes, started
-from toto_robot.pretrain.loop import LoopConfig, Trained, train
-from toto_robot.pretrain.objectives import TotoObjective
+from toto_robot.pretrain.loop import LoopConfig, Objective, Trained, train
+from toto_robot.pretrain.objectives import MAEObjective, TotoObjective
 from toto_robot.pretrain.tokenizer_methods import VQ
 from toto_robot.pretrain.tokenizer_objectives import TokenizerObjective
 from toto_robot.tokenizers.codebook import VQConfig
@@ -29,6 +28,7 @@ from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
 from toto_robot.tokenizers.vq import VQAutoencoder
 
 CPU = torch.device("cpu")
+Fault = tuple[int, int] | None  # rank and number of a batch
 SIZES = TotoConfig(
     name="toy", visual_vocab=16, width=32, layers=2, heads=2, ffn_width=64, tokens_per_frame=4, frames=4,
     context_frames=4, image_px=16,
@@ -94,29 +94,78 @@ def loop_settings(steps: int = 40, **changes: object) -> LoopConfig:
     return LoopConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def train_toy(kind: str, folder: Path, run_dir: Path, **changes: object) -> Trained:
-    """Train the small Toto ("toto options": in muP, with every option of the loop) or the small tokenizer.
+def train_toy(
+    kind: str,
+    folder: Path,
+    run_dir: Path,
+    *,
+    dtype: str = "bfloat16",
+    replicas: int = 1,
+    poisoned: Fault = None,
+    unreadable: Fault = None,
+    **changes: object,
+) -> Trained:
+    """Train the small Toto ("toto options": in muP, with every option of the loop), MAE or tokenizer.
 
-    With torchrun's environment all its processes train one Toto; `changes` are those of the loop's settings.
+    With torchrun's environment all its processes train one model. The batch (rank, number) `poisoned` has a loss that
+    is not a number, the one `unreadable` cannot be read. `changes` are those of the loop's settings.
     """
-    if kind == "tokenizer":
-        return train(tokenizer_objective(folder), loop_settings(), run_dir, device=CPU, dtype=torch.bfloat16)
     options = kind == "toto options"
-    sizes = with_mup(SIZES, NARROW) if options else SIZES
     if options:
         changes = {"wsd_decay": 0.5, "ema_decay": 0.9, "accumulate": 2, **changes}
-    with started("cpu", int(os.environ.get("REPLICAS", "1"))) as processes:
+    with started("cpu", replicas) as processes:
         torch.set_num_threads(1)
-        model = Toto(sizes, generator=torch.Generator().manual_seed(0))
-        processes.shard(model)
-        objective = toto_objective(folder, model, batch_size=4 if options else 8, processes=processes)
-        scales = learning_rate_scales(model.named_parameters(), sizes)
+        scales = None
+        objective: Objective
+        if kind == "tokenizer":
+            objective = tokenizer_objective(folder)
+        elif kind == "mae":
+            objective = mae_objective(folder, processes)
+        else:
+            sizes = with_mup(SIZES, NARROW) if options else SIZES
+            model = Toto(sizes, generator=torch.Generator().manual_seed(0))
+            processes.shard(model)
+            scales = learning_rate_scales(model.named_parameters(), sizes)
+            objective = toto_objective(folder, model, batch_size=4 if options else 8, processes=processes)
+        if poisoned or unreadable:
+            objective = _Faulty(objective, processes.rank, poisoned, unreadable)
         return train(
-            objective, loop_settings(**changes), run_dir, device=CPU, dtype=torch.bfloat16, lr_scales=scales,
+            objective, loop_settings(**changes), run_dir, device=CPU, dtype=getattr(torch, dtype), lr_scales=scales,
             processes=processes,
         )  # fmt: skip
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train_toy(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), **json.loads("".join(sys.argv[4:]) or "{}"))
+class _Faulty:
+    """An objective with a fault in one batch of one process."""
+
+    def __init__(self, whole: Objective, rank: int, poisoned: Fault, unreadable: Fault) -> None:
+        self._whole, self._rank, self._poisoned, self._unreadable = whole, rank, poisoned, unreadable
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def batch(self, step: int) -> torch.Tensor:
+        if (self._rank, step) == self._unreadable:
+            raise OSError(f"shard {step} is gone")
+        return self._whole.batch(step)
+
+    def loss(self, batch: torch.Tensor, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, extra = self._whole.loss(batch, step)
+        return loss * (float("nan") if (self._rank, step) == self._poisoned else 1.0), extra
+
+
+def mae_objective(folder: Path, processes: Processes) -> MAEObjective:
+    """Return a small MAE on the moving squares, divided over the processes."""
+    frames = frame_store(folder / "frames")
+    division = divide(frames.clip_ends, [r["group"] for r in frames.records], 0.25, 0)
+    training, held_out = division.samplers(1, (1,), 0)
+    sizes = MAEConfig(
+        name="toy", image_px=16, patch_px=4, width=32, layers=2, heads=2, ffn_width=64, decoder_width=16,
+        decoder_layers=1, decoder_heads=2, decoder_ffn_width=32,
+    )  # fmt: skip
+    model = build_mae(sizes)
+    processes.shard(model)
+    return MAEObjective(
+        model, frames, training=training, held_out=held_out, batch_size=8, seed=0, validation_batches=2,
+        processes=processes,
+    )  # fmt: skip

@@ -55,7 +55,7 @@ class PretrainConfig:
     # These do not change the result.
     MAY_CHANGE = (
         "device", "checkpoint_every", "eval_every", "keep_checkpoints", "pictures_every", "wandb", "replicas",
-        "activation_checkpointing",
+        "activation_checkpointing", "loader_workers",
     )  # fmt: skip
 
     data: tuple[str, ...] | None = None  # folders of videos, pictures, episodes; ego4d:<folder>; null: `collect`
@@ -101,6 +101,7 @@ class PretrainConfig:
     keep_checkpoints: int = 2  # newest ones kept
     pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth, but at least 50
     wandb: str | None = None  # Weights & Biases project that is logged to as well; null: none
+    loader_workers: int = 0  # threads that read the coming batches, which stay the same; 0: each is read when it is due
     replicas: int = 1  # with torchrun: groups of processes (nodes) that hold a whole model each (HSDP)
 
     def __post_init__(self) -> None:
@@ -183,6 +184,7 @@ class PretrainConfig:
             wsd_decay=self.wsd_decay,
             ema_decay=self.ema_decay,
             accumulate=recipe.batch_size // self.computed_at_once(),
+            loader_workers=self.loader_workers,
         )
 
     def computed_at_once(self) -> int:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from toto_robot.pretrain import checkpoint
+from toto_robot.pretrain.batches import batches
 from toto_robot.pretrain.checkpoint import Saver
 from toto_robot.pretrain.distributed import ALONE, Processes, clip_gradients, full_state
 from toto_robot.pretrain.interrupt import finish_step_on_interrupt
@@ -85,6 +86,7 @@ class LoopConfig:
     wsd_decay: float | None = None  # WSD schedule: share of the steps, the last, in which the rate falls; null: cosine
     ema_decay: float | None = None  # of the moving average of the weights, which is then measured and published
     accumulate: int = 1  # batches whose gradients make one step
+    loader_workers: int = 0  # threads that read the coming batches; 0: each is read when it is due
     pictures_every: int | None = None  # steps between pictures on the way; 0: none; null: a fifth, but at least 50
     wandb: str | None = None  # Weights & Biases project that is logged to as well
     cosine_share: float = 1.0  # share of the steps after which the cosine has ended and the rate stays
@@ -95,6 +97,8 @@ class LoopConfig:
         for name in ("steps", "checkpoint_every", "keep_checkpoints", "eval_every", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)}")
+        if self.loader_workers < 0:
+            raise ValueError(f"expected loader_workers of at least 0, got {self.loader_workers}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.final_lr_ratio <= 1 and self.weight_decay >= 0):
             got = {name: getattr(self, name) for name in ("lr", "clip", "final_lr_ratio", "weight_decay")}
             raise ValueError(f"expected lr > 0, clip > 0, 0 <= final_lr_ratio <= 1 and weight_decay >= 0, got {got}")
@@ -185,6 +189,9 @@ def train(
     with (
         Report(run_dir, objective, config, device=device, dtype=dtype, start=start, processes=processes) as report,
         Saver(run_dir, config.keep_checkpoints, processes) as saver,
+        batches(
+            objective.batch, range(start * config.accumulate, config.steps * config.accumulate), config.loader_workers
+        ) as coming,
         finish_step_on_interrupt() as interrupted,
     ):
         for step in range(start, config.steps):
@@ -193,7 +200,7 @@ def train(
             set_learning_rate(optimizer, lr)
             losses: list[Tensor] = []
             for index in range(step * config.accumulate, (step + 1) * config.accumulate):
-                batch = objective.batch(index).to(device)
+                batch = next(coming).to(device)
                 with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                     loss, extra = objective.loss(batch, index)
                 (loss / config.accumulate).backward()
