@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.models.small import CONFIG, make
 from toto_robot.models.attention import Layout, Window, attend, sequence_keys, sequence_layout
 
 WINDOW = Window(tokens_per_frame=16, context_frames=3, head_dim=16, rope_base=10_000.0)
@@ -43,7 +45,7 @@ def test_block_mask_and_boolean_mask_say_the_same() -> None:
 
 @torch.no_grad()
 def test_flex_attention_computes_what_the_boolean_mask_computes() -> None:
-    """Its backward pass exists on CUDA only: see the test below and benchmarks/cuda_check.py."""
+    """Its backward pass exists on CUDA only: see the tests below."""
     if not compiler_works():
         pytest.skip("torch.compile finds no working compiler here, and FlexAttention needs it")
     device = torch.device("cpu")
@@ -62,3 +64,23 @@ def test_flex_attention_on_cuda_has_the_gradients_of_the_boolean_mask() -> None:
         found.append([result, *torch.autograd.grad(result.square().sum(), (q, k, v))])
     for boolean, flex in zip(*found, strict=True):
         torch.testing.assert_close(flex, boolean, atol=2e-3, rtol=2e-3)  # its products may be TF32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("context_frames", [3, 8])
+@pytest.mark.parametrize("compile_it", [False, True])
+def test_a_training_step_on_cuda_has_the_loss_and_gradients_of_the_cpu(context_frames: int, compile_it: bool) -> None:
+    config = replace(CONFIG, width=64, tokens_per_frame=16, context_frames=context_frames)
+    shape = (2, config.frames, config.tokens_per_frame)
+    ids, targets = config.pack(torch.randint(config.visual_vocab, shape, generator=torch.Generator().manual_seed(0)))
+    found = []
+    for device in ("cpu", "cuda"):
+        model = make(config).train().to(device)
+        forward = torch.compile(model) if compile_it and device == "cuda" else model
+        loss = forward(ids.to(device), targets=targets.to(device)).loss
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    for on_cpu, on_cuda in zip(*found, strict=True):
+        error = (on_cuda.cpu() - on_cpu).norm() / on_cpu.norm()
+        assert float(error) < 5e-3  # the products of FlexAttention may be TF32
