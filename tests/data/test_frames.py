@@ -15,10 +15,11 @@ import zarr
 from crash import all_files, killed_at, run_and_kill
 from make_video import cut_off, make_video
 
+from toto_robot.data.clip_sources import EpisodeSource
 from toto_robot.data.episodes import EpisodeStore, FeatureSpec
 from toto_robot.data.frames import FrameStore, prepare_frames
 from toto_robot.data.sampling import Kind
-from toto_robot.data.sources import EpisodeSource, Source, find_sources
+from toto_robot.data.sources import Source, find_sources
 from toto_robot.data.video import BadVideo, Frame, decode, resize_square
 
 

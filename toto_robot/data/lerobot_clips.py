@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from toto_robot.data.clip_sources import file_fingerprint
 from toto_robot.data.episodes import IMAGE_PREFIX
 from toto_robot.data.lerobot import LeRobotFolder
 from toto_robot.data.recording import is_image
 from toto_robot.data.sampling import Kind
-from toto_robot.data.sources import Source, file_fingerprint
+from toto_robot.data.sources import Source
 from toto_robot.data.video import BadVideo, Frame, resize_square
 
 

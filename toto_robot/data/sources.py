@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toto_robot.data import images
-from toto_robot.data.episodes import IMAGE_PREFIX, KIND, EpisodeStore
+from toto_robot.data.clip_sources import ClosedFolder, EpisodeSource, ImageSource, VideoSource
+from toto_robot.data.episodes import KIND, EpisodeStore
 from toto_robot.data.flat_store import store_kind
 from toto_robot.data.folders import walk
 from toto_robot.data.recipes import RECIPES, recipe_files, recipe_of
 from toto_robot.data.sampling import Kind
-from toto_robot.data.video import EXTENSIONS, BadVideo, Frame, decode, probe, refuse_special, resize_square
-
-_BLOCK_FRAMES = 64  # read from an episode store at once
-_SAMPLE_BYTES = 2**20  # of the head and of the tail of a file that its fingerprint covers
+from toto_robot.data.video import EXTENSIONS, Frame
 
 
 class Source(Protocol):
@@ -47,128 +45,6 @@ class Source(Protocol):
 
     def frames(self, size_px: int) -> Iterator[Frame]:
         """Yield square uint8 RGB frames of `size_px`; BadVideo with the reason where they do not all come."""
-
-
-@dataclass(frozen=True, slots=True)
-class VideoSource:
-    """A video file."""
-
-    id: str
-    path: Path
-    source: str
-    kind: Kind = "video"
-
-    @property
-    def group(self) -> str:
-        """Return the video itself."""
-        return self.id
-
-    def fingerprint(self) -> str:
-        """Hash the size and the first and last MiB of the file; a file that cannot be read says so."""
-        return file_fingerprint(self.path)
-
-    def header(self) -> tuple[int, float]:
-        """Read the number of frames and the rate from the header."""
-        info = probe(self.path)
-        return info.frames, info.fps
-
-    def frames(self, size_px: int) -> Iterator[Frame]:
-        """Decode the file from start to end."""
-        return decode(self.path, size_px)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSource:
-    """A picture file: a clip of one frame."""
-
-    id: str
-    path: Path
-    source: str
-    kind: Kind = "images"
-
-    @property
-    def group(self) -> str:
-        """Return the picture itself."""
-        return self.id
-
-    def fingerprint(self) -> str:
-        """Hash the size and the first and last MiB of the file; a file that cannot be read says so."""
-        return file_fingerprint(self.path)
-
-    def header(self) -> tuple[int, float]:
-        """Return one frame, and that it has no rate."""
-        return 1, 0.0
-
-    def frames(self, size_px: int) -> Iterator[Frame]:
-        """Decode the picture."""
-        yield images.decode_image(self.path, size_px)
-
-
-@dataclass(frozen=True)
-class EpisodeSource:
-    """What one camera saw in one episode of a store."""
-
-    store: EpisodeStore
-    store_id: str
-    index: int
-    camera: str
-    source: str
-    kind: Kind = "video"
-
-    @property
-    def id(self) -> str:
-        """Return store/episode/camera."""
-        return f"{self.group}/{self.camera}"
-
-    @property
-    def group(self) -> str:
-        """Return store/episode: its cameras show the same moments."""
-        return f"{self.store_id}/episode_{self.index:06d}"
-
-    def fingerprint(self) -> str:
-        """Hash the stored frames."""
-        start, stop = self.store.bounds(self.index)
-        return hashlib.sha256(self.store.read(IMAGE_PREFIX + self.camera, start, stop).data).hexdigest()
-
-    def header(self) -> tuple[int, float]:
-        """Return the length of the episode and the control rate."""
-        start, stop = self.store.bounds(self.index)
-        return stop - start, self.store.fps
-
-    def frames(self, size_px: int) -> Iterator[Frame]:
-        """Read the frames; those of the wanted size already are yielded as they were stored."""
-        start, stop = self.store.bounds(self.index)
-        for first in range(start, stop, _BLOCK_FRAMES):
-            for frame in self.store.read(IMAGE_PREFIX + self.camera, first, min(first + _BLOCK_FRAMES, stop)):
-                yield frame if frame.shape == (size_px, size_px, 3) else resize_square(frame, size_px)
-
-
-@dataclass(frozen=True)
-class ClosedFolder:
-    """A folder that may not be listed: it has no frames, but a reason, which is recorded with the other ones."""
-
-    id: str
-    path: Path
-    source: str
-    reason: str
-    kind: Kind = "video"
-
-    @property
-    def group(self) -> str:
-        """Return the folder itself."""
-        return self.id
-
-    def fingerprint(self) -> str:
-        """Return the reason."""
-        return self.reason
-
-    def header(self) -> tuple[int, float]:
-        """Raise BadVideo with the reason."""
-        raise BadVideo(f"is a folder that cannot be read ({self.reason})")
-
-    def frames(self, size_px: int) -> Iterator[Frame]:
-        """Raise BadVideo with the reason."""
-        raise BadVideo(f"is a folder that cannot be read ({self.reason})")
 
 
 def find_sources(*data: str | Path, limits: Sequence[int] = ()) -> list[Source]:
@@ -317,18 +193,3 @@ def _lerobot_clips(paths: Sequence[Path], searched: Path, name: str) -> list[Sou
     except ModuleNotFoundError as error:
         raise ImportError(f"LeRobot data sets need {error.name}: pip install 'toto-robot[data]'") from error
     return [clip for path in paths for clip in clips_of(path, _below(searched, name, path), name)]
-
-
-def file_fingerprint(path: Path) -> str:
-    """Hash the size and the first and last MiB of a file; a file that cannot be read says so."""
-    try:
-        refuse_special(path)
-        size = path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(_SAMPLE_BYTES))
-            file.seek(max(0, size - _SAMPLE_BYTES))
-            digest.update(file.read(_SAMPLE_BYTES))
-    except (OSError, BadVideo) as error:  # decoding will fail too, with a reason that is kept
-        return f"unreadable ({getattr(error, 'strerror', None) or error})"
-    return digest.hexdigest()
