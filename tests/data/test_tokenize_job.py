@@ -147,9 +147,11 @@ def test_a_mended_file_gets_another_chance_and_a_changed_one_is_not_mixed_in(tmp
     assert run([a, bad], tmp_path / "t").clip_names == ["a"], "nothing has changed"
     mended = Toy("bad", 9, version=1)
     for _ in range(2):
-        store = run([replace(a, version=1), mended], tmp_path / "t")
+        store = run([a, mended], tmp_path / "t")
         assert store.clip_names == ["a", "bad"] and len(store.shards) == 2
     assert {name: content for name, content in all_files(tmp_path / "t" / "units").items() if name in before} == before
+    with pytest.raises(ValueError, match="a has changed since its tokens were made; delete them"):
+        run([replace(a, version=1), mended], tmp_path / "t")
     # Changed after the manifest was planned, before its unit was done:
     open_manifest(tmp_path / "u", [a, bad], _settings(), {}, Share(), progress=False)
     store = run([a, replace(bad, version=2)], tmp_path / "u")

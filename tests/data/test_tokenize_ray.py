@@ -15,6 +15,7 @@ from toto_robot.run_folder import read_json
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, save_dvae
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'toto-robot[ray]'")
+import ray.data
 
 
 def test_two_ray_workers_make_the_bytes_of_one_process(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -26,6 +27,7 @@ def test_two_ray_workers_make_the_bytes_of_one_process(tmp_path: Path, capsys: p
         data=(str(tmp_path / "v"),), tokenizer=str(tmp_path / "dvae"), image_px=16, min_frames=4, unit_frames=12,
         device="cpu", decoders=1,
     )  # fmt: skip
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 300  # else the first one up may do it all
     assert tokenize(replace(config, engine="ray", workers=2), tmp_path / "ray") == 0
     assert "5 clips, 60 frames, 240 tokens" in capsys.readouterr().out
     store = TokenStore.open(tmp_path / "ray" / "tokens")

@@ -86,7 +86,8 @@ def changed_since(
 ) -> list[Source]:
     """Return the sources that no unit has, and those that were left out when last tried and are others now.
 
-    `skipped` names, for each finished unit, what it left out; with `retry` those come again even if nothing changed.
+    `skipped` names what each finished unit left out; with `retry` those come again even if nothing changed. ValueError
+    where a source has changed whose tokens are there already.
     """
     last = {entry.id: (unit, entry) for unit, entries in enumerate(manifest.units) for entry in entries}
 
@@ -94,9 +95,17 @@ def changed_since(
         if source.id not in last:
             return True
         unit, entry = last[source.id]
-        return source.id in skipped.get(unit, ()) and (retry or source.fingerprint() != entry.fingerprint)
+        if unit not in skipped:
+            return False  # its turn is still to come
+        changed = source.fingerprint() != entry.fingerprint
+        if source.id in skipped[unit]:
+            return retry or changed
+        if changed:
+            raise ValueError(f"{source.id} has changed since its tokens were made; delete them, or use another folder")
+        return False
 
-    return [source for source in sources if is_new(source)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return [source for source, new in zip(sources, pool.map(is_new, sources), strict=True) if new]
 
 
 def _entry(source: Source) -> Entry:

@@ -153,10 +153,9 @@ def first_unfinished(path: Path, units: int) -> list[int]:
 
 
 def skipped_by_unit(path: Path) -> dict[int, set[str]]:
-    """Return the names of the sources that each finished unit left out, where it did."""
+    """Return the names of the sources that each finished unit left out."""
     roots = {unit: read_json(path / UNITS / unit_name(unit) / "zarr.json") for unit in finished_units(path)}
-    skipped = {unit: {one["source"] for one in root["attributes"]["skipped"]} for unit, root in roots.items()}
-    return {unit: names for unit, names in skipped.items() if names}
+    return {unit: {one["source"] for one in root["attributes"]["skipped"]} for unit, root in roots.items()}
 
 
 def _checked(spec: TokenSpec, codes: npt.NDArray[np.integer[Any]], record: Mapping[str, Any]) -> Tokens:

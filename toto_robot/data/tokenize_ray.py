@@ -22,6 +22,8 @@ from toto_robot.data.tokens import MANIFEST
 from toto_robot.run_folder import provenance
 from toto_robot.tokenizers.load import load_tokenizer
 
+_UNITS_AHEAD = 2  # given to an actor at once: one to work on and the next, so that all end at about the same time
+
 
 def run_with_ray(config: TokenizeConfig, out: Path, manifest: Manifest, units: Sequence[int]) -> None:
     """Do these units with `config.workers` actors; ImportError with advice where Ray is missing.
@@ -45,7 +47,9 @@ def run_with_ray(config: TokenizeConfig, out: Path, manifest: Manifest, units: S
             UnitWorker,
             fn_constructor_args=(config, str(out.resolve())),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(units))),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(config.workers, len(units)), max_tasks_in_flight_per_actor=_UNITS_AHEAD
+            ),
             num_gpus=gpus,
         )
         frames = sum(_expected(manifest, unit) for unit in units)

@@ -85,7 +85,7 @@ def _amounts(store: FrameStore | TokenStore) -> dict[str, Any]:
     records = store.records
     return {
         "data_sha256": hashlib.sha256(
-            repr([(r["name"], r.get("pixels_sha256")) for r in records]).encode()
+            repr([(r["name"], r.get("pixels_sha256") or r.get("source_fingerprint")) for r in records]).encode()
         ).hexdigest(),
         "clips": len(records),
         "data_frames": int(store.clip_ends[-1]),
