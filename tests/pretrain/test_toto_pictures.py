@@ -91,6 +91,11 @@ def test_loss_by_position_is_drawn_with_what_is_known(tmp_path: Path) -> None:
     for references in ({}, {"single tokens": 5.0, "copying the frame before": None}, {"single tokens": 9.0}):
         path = draw_per_position(tmp_path / "per_position.png", {**measured, "references": references})
         pictures.append(np.asarray(Image.open(path).convert("RGB")))
+    one, other = ({**measured, "per_frame": [level, level]} for level in (2.0, 3.0))
+    path = draw_per_position(tmp_path / "mixed.png", {**measured, "sources": {"arms": one, "kitchens": other}})
+    alone = draw_per_position(tmp_path / "alone.png", {**measured, "sources": {"arms": measured}})
+    assert np.array_equal(np.asarray(Image.open(alone).convert("RGB")), pictures[0])  # one source is all there is
+    assert not np.array_equal(np.asarray(Image.open(path).convert("RGB")), pictures[0])
     assert all(picture.shape == pictures[0].shape and picture.std() > 10 for picture in pictures)
     assert not np.array_equal(pictures[1], pictures[2])
     assert not np.array_equal(pictures[0], pictures[1])

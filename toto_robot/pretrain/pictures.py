@@ -39,8 +39,9 @@ def draw_loss(run_dir: Path, *, unit: str, references: Mapping[str, float] | Non
 def draw_per_position(path: Path, measured: Mapping[str, Any], title: str = "held-out loss within a sample") -> Path:
     """Draw what `per_position.json` holds: nats at each position of a sample, a thin line at each frame's first token.
 
-    The stairs are the means of the frames. Dashed: what the references that it names reach, and how well the model
-    predicts a first frame, which is what it knows without frames before.
+    The stairs are the means of the frames, thin ones those of each source where there are several. Dashed: what the
+    references that it names reach, and how well the model predicts a first frame, which is what it knows without frames
+    before.
     """
     nats, frames = np.asarray(measured["per_position"]), np.asarray(measured["per_frame"])
     per_frame = len(nats) // len(frames)
@@ -51,6 +52,9 @@ def draw_per_position(path: Path, measured: Mapping[str, Any], title: str = "hel
     axes.plot(np.arange(len(nats)) + 0.5, nats, color="C0", linewidth=0.8, alpha=0.65, label="each position")
     edges = np.arange(len(frames) + 1) * per_frame
     axes.stairs(frames, edges, color="C3", linewidth=1.8, baseline=None, label="mean of the frame")
+    sources = measured.get("sources", {})
+    for shade, (name, one) in enumerate(sources.items() if len(sources) > 1 else ()):
+        axes.stairs(one["per_frame"], edges, color=f"C{6 + shade % 4}", linewidth=1.0, baseline=None, label=name)
     references = {**measured.get("references", {}), "the model without frames before": frames[0]}
     for shade, (label, value) in enumerate(references.items()):
         if value is not None:
