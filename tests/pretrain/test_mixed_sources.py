@@ -12,7 +12,10 @@ from toto_robot.pretrain.config import PretrainConfig
 from toto_robot.pretrain.tokenizer import TrainTokenizerConfig
 from toto_robot.run_folder import read_json, read_metrics
 
-SHORT = {"steps": 2, "batch_size": 4, "val_samples": 8, "tokenizer_steps": 6, "val_fraction": 0.3}
+SHORT = {
+    "steps": 2, "batch_size": 4, "val_samples": 8, "tokenizer_steps": 6, "val_fraction": 0.3, "window_frames": 4,
+    "pictures_every": 0,
+}  # fmt: skip
 
 
 def write_photos(folder, count=40):
@@ -37,7 +40,7 @@ def test_every_source_is_measured(mixed):
     found = read_json(mixed / "run" / "per_position.json")
     assert found["sources"].keys() == {"clips", "photos"}
     for one in (found, *found["sources"].values()):
-        assert (len(one["per_position"]), len(one["per_frame"])) == (1024, 16)
+        assert (len(one["per_position"]), len(one["per_frame"])) == (256, 4)
     summary = read_json(mixed / "run" / "summary.json")
     losses = summary["val_loss_by_source"]
     assert summary["val_loss"] == pytest.approx(0.25 * losses["clips"] + 0.75 * losses["photos"], abs=1e-3)
