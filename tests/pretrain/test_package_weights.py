@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real runs of the nano size, hardly trained."""
     folder = tmp_path_factory.mktemp("runs")
     videos = str(write_plain(folder / "videos", 3, 20))
-    train_tokenizer(TrainTokenizerConfig(data=videos, steps=6, warmup_steps=1, batch_size=2), folder / "dvae")
+    train_tokenizer(TrainTokenizerConfig(data=(videos,), steps=6, warmup_steps=1, batch_size=2), folder / "dvae")
     frames, tokenizer = str(folder / "dvae" / "frames"), str(folder / "dvae" / "pretrained_model")
     short = {"frames": frames, "steps": 2, "batch_size": 1, "val_samples": 1, "precision": "fp32"}
     pretrain(PretrainConfig(tokenizer=tokenizer, **short), folder / "toto")  # type: ignore[arg-type]

@@ -32,7 +32,8 @@ def draw_loss(run_dir: Path, *, unit: str, references: Mapping[str, float] | Non
     axes.set_xlabel("step")
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:  # pictures may come before the first line of the log
+        axes.legend()
     return _save(figure, run_dir / "loss.png")
 
 
