@@ -6,9 +6,12 @@ The videos are 640x360 H.264 at 30 frames a second with a key frame every 250, m
 runs it: decode, resize, tokenizer, shards with checksums, root. `limit` is the tokenizer alone on frames that are
 decoded already; `share` is ours over limit, the figure that should be above 0.9 where the tokenizer is what costs. The
 peer does the same work without threads: decode a batch, then encode it. `decode_alone` is what one thread decodes and
-resizes. `paper` is OpenAI's dVAE in size (weights random: they do not change the arithmetic) at 128 px, `nano` the one
-of the demo at 64 px, which takes less time than decoding: there the processor, not the tokenizer, is what is full, and
-`share_of_both` says how close the job is to decoding and encoding one after the other on all cores without any loss.
+resizes. `*_per_cpu_s` are frames a second of processor time, all threads together, which other work on the machine
+changes least; `cpu_share` is ours over limit in those.
+
+`paper` is OpenAI's dVAE in size (weights random: they do not change the arithmetic) at 128 px, `nano` the one of the
+demo at 64 px, where decoding weighs as much: there the processor is full, not the tokenizer, and `share_of_both` says
+how close the job is to decoding and encoding spread over all cores without any loss.
 """
 
 from __future__ import annotations
@@ -56,11 +59,11 @@ def make_videos(folder: Path, frames: int, count: int) -> None:
             container.mux(stream.encode(None))
 
 
-def timed(work: Callable[[], int]) -> float:
-    """Return frames a second of `work`, which returns how many frames it did."""
-    started = time.perf_counter()
+def timed(work: Callable[[], int]) -> tuple[float, float]:
+    """Return frames per second of wall time and of processor time of `work`, which returns how many frames it did."""
+    started, used = time.perf_counter(), time.process_time()
     frames = work()
-    return frames / (time.perf_counter() - started)
+    return frames / (time.perf_counter() - started), frames / (time.process_time() - used)
 
 
 def measure(name: str, folder: Path, *, rounds: int, batch_size: int, device: str) -> dict[str, Any]:
@@ -94,11 +97,14 @@ def measure(name: str, folder: Path, *, rounds: int, batch_size: int, device: st
         return len(store.tokens)
 
     encode(frames[:batch_size])
-    decode_alone = timed(lambda: sum(1 for video in videos for _ in decode(video, size_px)))
+    decode_alone, decode_per_cpu_s = timed(lambda: sum(1 for video in videos for _ in decode(video, size_px)))
     rates: dict[str, list[float]] = {"ours": [], "peer": [], "limit": []}
+    per_cpu_s: dict[str, list[float]] = {kind: [] for kind in rates}
     for _ in range(rounds):
         for kind, work in (("ours", job), ("peer", in_turns), ("limit", alone)):
-            rates[kind].append(timed(work))
+            wall, cpu = timed(work)
+            rates[kind].append(wall)
+            per_cpu_s[kind].append(cpu)
     shares = np.array(rates["ours"]) / np.array(rates["limit"])
     cores = len(os.sched_getaffinity(0))
     both = 1 / (1 / np.array(rates["limit"]) + 1 / (cores * decode_alone))  # the same work spread over all cores
@@ -111,7 +117,10 @@ def measure(name: str, folder: Path, *, rounds: int, batch_size: int, device: st
         share=round(float(np.median(shares)), 3),
         share_range=[round(float(shares.min()), 3), round(float(shares.max()), 3)],
         share_of_both=round(float(np.median(np.array(rates["ours"]) / both)), 3),
+        **{f"{kind}_per_cpu_s": round(float(np.median(values)), 2) for kind, values in per_cpu_s.items()},
+        cpu_share=round(float(np.median(np.array(per_cpu_s["ours"]) / np.array(per_cpu_s["limit"]))), 3),
         decode_alone=round(decode_alone, 1),
+        decode_per_cpu_s=round(decode_per_cpu_s, 1),
         decoders=decoders,
         frames=len(frames),
         parameters=sum(parameter.numel() for parameter in tokenizer.parameters()),

@@ -112,8 +112,8 @@ def test_twenty_kills_at_random_moments(sources: Sequence[Source], tmp_path: Pat
     kills, seen = 0, set()
     while kills < KILLS:
         children = [forked(lambda share=share: job(sources, path, share)) for share in shares]
-        time.sleep(chance.uniform(0, 0.4 * whole_s))
-        for child in chance.sample(children, chance.randint(1, processes)):
+        for child in chance.sample(children, processes):
+            time.sleep(chance.uniform(0, 0.4 * whole_s / processes))
             os.kill(child, signal.SIGKILL)
         kills += sum(not ended(child) for child in children)
         seen.add(look_at_every_file(path))
