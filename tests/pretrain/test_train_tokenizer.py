@@ -94,7 +94,7 @@ def run(run_dir: Path, frames: Path, **options: object) -> dict[str, Any]:
 
 
 def test_gumbel_learns_and_says_how_the_codes_are_used(tmp_path, frames):
-    summary = run(tmp_path, frames, method="gumbel", steps=40)
+    summary = run(tmp_path, frames, method="gumbel", steps=40, pictures_every=16)
     tokenizer = load_tokenizer(tmp_path / "pretrained_model")
     assert type(tokenizer) is DVAE
     assert tokenizer.vocab == 32
