@@ -248,9 +248,12 @@ def main() -> None:
             if setting.frames:
                 config = replace(config, frames=setting.frames, context_frames=setting.frames)
             seconds, peak = measure(config, setting, cache)
-            common = {
+            limit = {
                 "limit": round(peak / toto_training_flops(config, 1, causal=True), 1),
                 "gflop_per_s_limit": round(peak / 1e9, 1),
+            }
+            common = {
+                **(limit if setting.clock == "wall" else {}),  # the product is timed by the wall clock
                 "model": setting.model,
                 "context": 1 + config.frames * config.tokens_per_frame,
                 "batch": setting.batch,

@@ -93,7 +93,7 @@ class PretrainConfig:
     seed: int = 0  # of weights, batches, masks and division
     device: str = "auto"  # auto, cpu, cuda or cuda:<n>
     precision: str = "auto"  # auto, bf16 or fp32
-    compile: bool = False  # torch.compile: 1.1 times the speed on two cores, after half a minute of compilation
+    compile: bool = False  # torch.compile: 1.1 times the speed on a CPU, after half a minute of compilation
     activation_checkpointing: str = "none"  # none, selective or full: less memory for Toto, the same result, slower
     loss_chunk_tokens: int = LOSS_CHUNK_TOKENS  # positions whose logits are there at once; on a GPU 8192 may be faster
     checkpoint_every: int = 100  # steps
