@@ -49,8 +49,8 @@ def test_two_processes_continue_one_and_one_continues_two(tmp_path):
 def test_groups_of_processes_learn_the_same(tmp_path, monkeypatch):
     """Four processes in two groups (HSDP): half a model in each process, and two files for its moments."""
     toto_objective(tmp_path)
-    torn.finish("toto", tmp_path, tmp_path / "one", steps=4, **SETTINGS)
-    torn.finish("toto", tmp_path, tmp_path / "four", 4, replicas=2, steps=4, **SETTINGS)
+    torn.finish("toto", tmp_path, tmp_path / "one", steps=6, **SETTINGS)
+    torn.finish("toto", tmp_path, tmp_path / "four", 4, replicas=2, steps=6, **SETTINGS)
     check_same_learning(tmp_path / "four", tmp_path / "one")
     moments = [Pieces(tmp_path / run / "checkpoints/last/training_state/optimizer") for run in ("one", "four")]
     assert {name: one.shape for name, one in moments[0].shapes().items()} == {
