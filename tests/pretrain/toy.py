@@ -157,7 +157,7 @@ class _Faulty:
 def mae_objective(folder: Path, processes: Processes) -> MAEObjective:
     """Return a small MAE on the moving squares, divided over the processes."""
     frames = frame_store(folder / "frames")
-    division = divide(frames.clip_ends, [r["group"] for r in frames.records], 0.25, 0)
+    division = divide(frames.clip_ends, frames.records, 0.25, 0)
     training, held_out = division.samplers(1, (1,), 0)
     sizes = MAEConfig(
         name="toy", image_px=16, patch_px=4, width=32, layers=2, heads=2, ffn_width=64, decoder_width=16,

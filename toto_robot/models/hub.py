@@ -69,7 +69,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, Toto):
         told = {key: value for key, value in asdict(model.config).items() if value is not None}  # None: muP is off
         return {"model_type": "toto", **told}
-    if type(model).__name__ == "ViTMAEForPreTraining":  # by name: importing transformers takes seconds
+    # By name: importing transformers takes seconds. Of its bases too: a model divided over processes is of a subclass.
+    if "ViTMAEForPreTraining" in {kind.__name__ for kind in type(model).__mro__}:
         return {"model_type": "mae", **asdict(mae_config(model))}  # type: ignore[arg-type]
     raise ValueError(f"expected a Toto or a ViTMAEForPreTraining, got {type(model).__name__}")
 

@@ -242,6 +242,7 @@ def train(
             if stop:
                 break
         if stop or interrupted():
+            saver.wait()
             raise KeyboardInterrupt
     with averaged(optimizer, config.ema_decay is not None):
         state = full_state(model, keep=processes.is_first)
