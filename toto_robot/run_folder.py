@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
@@ -53,6 +55,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); delete it and run the command again") from error
+
+
+def lock_folder(path: Path) -> io.TextIOWrapper:
+    """Return the lock of a store or run folder, held until it is closed; ValueError where another process has it."""
+    # POSIX locks: a worker process that outlives a killed parent does not inherit this one.
+    path.mkdir(parents=True, exist_ok=True)
+    lock = open(path / ".lock", "a")  # noqa: SIM115 (held until close)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ValueError(f"another process is writing to {path}; wait for it or stop it") from error
+    return lock
 
 
 def sha256_file(path: Path) -> str:

@@ -1,7 +1,11 @@
 """Is what a run writes whole after a kill, and does a resumed log read as one run?"""
 
+import subprocess
+import sys
+
 import pytest
 
+from toto_robot.pretrain.stages import Stages
 from toto_robot.run_folder import MetricLog, atomic_path, read_json, read_metrics, write_text
 
 
@@ -31,3 +35,18 @@ def test_broken_json_names_the_file(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match=r"summary\.json"):
         read_json(path)
+
+
+def test_a_folder_that_another_process_works_in_is_refused_until_that_one_ends(tmp_path):
+    holder = "import sys; from pathlib import Path; from toto_robot.run_folder import lock_folder\n"
+    holder += "held = lock_folder(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="another process is writing to"):
+            Stages(tmp_path, {})
+        other.kill()
+        other.wait()
+        Stages(tmp_path, {})
+    assert read_json(tmp_path / "stages.json") == {"settings": {}, "stages": {}}

@@ -43,7 +43,7 @@ from toto_robot.data.sharded_array import ShardedArray
 from toto_robot.data.shards import Array, array_metadata
 from toto_robot.data.store_files import COMMIT, RECORDS
 from toto_robot.data.store_files import store_kind as store_kind
-from toto_robot.run_folder import read_json
+from toto_robot.run_folder import lock_folder, read_json
 
 Numbers = Mapping[str, bool | int | float]
 SCHEMA_VERSION = 1
@@ -280,7 +280,7 @@ class FlatStore:
 
     def _take_lock(self) -> None:
         if self._lock is None:
-            self._lock = store_files.lock_store(self.path)
+            self._lock = lock_folder(self.path)
         if read_json(self.path / "zarr.json") != self._root:
             raise ValueError(f"{self.path} was changed by another writer since it was opened; open it again")
 

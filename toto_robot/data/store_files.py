@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -106,18 +104,6 @@ def records_bytes(path: Path, root: dict[str, Any]) -> bytes:
         return b""
     with open(path / RECORDS, "rb") as file:
         return file.read(committed)
-
-
-def lock_store(path: Path) -> io.TextIOWrapper:
-    """Return the lock of the store at `path`, held until it is closed; ValueError where another process has it."""
-    # POSIX locks: a worker process that outlives a killed parent does not inherit this one.
-    lock = open(path / ".lock", "a")  # noqa: SIM115 (held until close)
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise ValueError(f"another process is writing to {path}; wait for it or stop it") from error
-    return lock
 
 
 def number_dtype(key: str, value: Any) -> str:

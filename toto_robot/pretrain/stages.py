@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toto_robot.pretrain.distributed import ALONE, Processes
-from toto_robot.run_folder import read_json, write_json
+from toto_robot.run_folder import lock_folder, read_json, write_json
 
 _FILE = "stages.json"
 
@@ -16,13 +16,13 @@ _FILE = "stages.json"
 class Stages:
     """The stages of a run folder, in `stages.json`: name -> whether it is done, minutes, and what it found out.
 
-    Of several processes the first one reads and writes the file.
+    Of several processes the first one reads and writes the file, and keeps other runs out of the folder until it ends.
     """
 
     def __init__(
         self, run_dir: Path, settings: Mapping[str, Any], title: str = "", processes: Processes = ALONE
     ) -> None:
-        """`settings` decide what the stages make; ValueError when the run folder was begun with others.
+        """`settings` decide what the stages make; ValueError when the run folder was begun with others, or is in use.
 
         `title` stands before the name of each stage that is printed.
         """
@@ -31,6 +31,7 @@ class Stages:
         self._state: dict[str, Any] = processes.first(lambda: self._open(run_dir, settings))
 
     def _open(self, run_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+        self._lock = lock_folder(run_dir)
         found: dict[str, Any] = {"settings": dict(settings), "stages": {}}
         if self._path.exists():
             found = read_json(self._path)
