@@ -109,17 +109,19 @@ def test_twenty_kills_at_random_moments(sources: Sequence[Source], tmp_path: Pat
     expected, whole_s = all_files(tmp_path / "straight"), time.monotonic() - began
     path, chance = tmp_path / "killed", random.Random(processes)
     shares = [Share(rank, processes) for rank in range(processes)]
-    kills, seen = 0, set()
+    kills, seen, patience_s = 0, {0}, 0.4 * whole_s
     while kills < KILLS:
         children = [forked(lambda share=share: job(sources, path, share)) for share in shares]
         for child in chance.sample(children, processes):
-            time.sleep(chance.uniform(0, 0.4 * whole_s / processes))
+            time.sleep(chance.uniform(0, patience_s / processes))
             os.kill(child, signal.SIGKILL)
         kills += sum(not ended(child) for child in children)
-        seen.add(look_at_every_file(path))
+        shards = look_at_every_file(path)
+        patience_s *= 1.2 if shards <= max(seen) else 1.0  # other work on the machine may slow the job down
+        seen.add(shards)
         if path.exists() and not first_unfinished(path, 9):  # faster than the kills: once more from the start
             shutil.rmtree(path)
-    assert len(seen - {0}) >= 2, f"all kills came at the same moment: {seen} shards were there"
+    assert len(seen) >= 3, f"all kills came at the same moment: {seen} shards were there"
     for share in shares:
         assert ended(forked(lambda share=share: job(sources, path, share)))
     job(sources, path, Share())
