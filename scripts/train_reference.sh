@@ -1,5 +1,6 @@
 #!/bin/sh
 # The packaged encoders: video of the four tasks -> tokenizer -> Toto, the same without video context, MAE -> packaged.
+# (Those in the package were made by these steps at 74d20f0, each on one thread; figures in benchmarks/RESULTS.md.)
 # Resumable: run it again after an interruption. On two cores about two hours; BUDGET=short for a trial of minutes.
 set -eu
 cd "$(dirname "$0")/.."
@@ -8,7 +9,7 @@ T=${T:-.venv/bin/toto_robot}
 STEPS=1500 TOKENIZER_STEPS=2500 EPISODES=100
 if [ "${BUDGET:-}" = short ]; then STEPS=60 TOKENIZER_STEPS=60 EPISODES=4; fi
 
-# Two thirds plain, as the tasks are; one third with everything randomised. At EPISODES=100: 3 hours of robot time.
+# About half of it with everything randomised, the rest as the tasks are. At EPISODES=100: 3 hours of robot time.
 for task in franka_pick:42:38 kuka_pick:42:38 franka_cabinet:24:23 kuka_cabinet:24:23; do
   env=${task%%:*} shares=${task#*:}
   $T collect env="$env" episodes=$((${shares%%:*} * EPISODES / 10)) randomize=[all] seed=100000 \
@@ -23,7 +24,7 @@ $T pretrain frames="$frames" tokenizer="$tokenizer" model=nano steps=$STEPS run=
 # The same network, tokens and budget, but every frame alone: what does seeing the past bring?
 $T pretrain frames="$frames" tokenizer="$tokenizer" tokens="$OUT/toto/tokens" model=nano steps=$STEPS \
   window_frames=1 batch_size=64 run="$OUT/toto_single_frames"
-$T pretrain frames="$frames" model=mae_nano steps=$STEPS run="$OUT/mae"
+$T pretrain model=mae_nano frames="$frames" equal_to="$OUT/toto" equal=tokens run="$OUT/mae"
 
 data="robot time of FrankaPick, KukaPick, FrankaCabinet and KukaCabinet by scripted experts, in part randomised"
 python="$(dirname "$T")/python"
