@@ -23,7 +23,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from toto_robot.run_folder import git_commit, machine
 
 SIDES = ("peer_eager", "ours_eager", "peer_compiled", "ours_compiled")
 MFU_ROWS = {"mfu_base": ("base", 16), "mfu_1b": ("1b", 4)}  # preset, samples a step
+ROWS = ("hf", "memory", *MFU_ROWS)
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -126,6 +126,8 @@ def _serve_memory(name: str, config: TotoConfig, setting: argparse.Namespace, ca
     torch.set_num_threads(setting.threads)
     side = Side(name, config, setting.device, setting.dtype, cache)
     inputs, targets = batch_of(config, setting.batch, setting.device)
+    if setting.device.type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _peak_mb(setting.device)
     for _ in range(2):
         side.step(inputs, targets)
@@ -135,30 +137,48 @@ def _serve_memory(name: str, config: TotoConfig, setting: argparse.Namespace, ca
 def _peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage would begin with the parent's peak
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
 
 
-def report(how: str, seconds: dict[str, list[float]], tokens: int, common: dict[str, Any]) -> None:
-    """Print the line of a peer's speed."""
-    peer, alike, best = seconds[f"peer_{how}"], seconds[f"ours_{how}"], seconds["ours_compiled"]
-    ratios, best_ratios = ([p / o for o, p in zip(ours, peer, strict=True)] for ours in (alike, best))
-    line = {
-        "name": f"hf_{how}",
-        "ours": round(tokens / statistics.median(alike), 1),
-        "peer": round(tokens / statistics.median(peer), 1),
+def report_speed(config: TotoConfig, setting: argparse.Namespace, cache: Path) -> None:
+    """Print the lines of both peers' speed."""
+    seconds, peak = measure(config, setting, cache)
+    tokens = setting.batch * config.frames * config.tokens_per_frame
+    limit = {"limit": round(peak / toto_training_flops(config, 1, causal=True), 1), "gflop_per_s_limit": peak / 1e9}
+    for how in ("eager", "compiled"):
+        peer, alike, best = seconds[f"peer_{how}"], seconds[f"ours_{how}"], seconds["ours_compiled"]
+        ratios, best_ratios = ([p / o for o, p in zip(ours, peer, strict=True)] for ours in (alike, best))
+        line = {
+            "name": f"hf_{how}",
+            "ours": round(tokens / statistics.median(alike), 1),
+            "peer": round(tokens / statistics.median(peer), 1),
+            "unit": "tokens/s",
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+            "ratio_compiled": round(statistics.median(best_ratios), 3),
+            "ratio_compiled_range": [round(min(best_ratios), 3), round(max(best_ratios), 3)],
+            "rounds": len(ratios),
+            "clock": setting.clock,
+            **(limit if setting.clock == "wall" else {}),  # the product is timed by the wall clock
+        }
+        print(json.dumps(line | about_step(how, config, setting)), flush=True)
+
+
+def about_step(how: str, config: TotoConfig, setting: argparse.Namespace) -> dict[str, Any]:
+    """Return what a line says of the step that was measured."""
+    return {
         "peer_name": f"transformers LlamaForCausalLM, sdpa, {how}",
-        "unit": "tokens/s",
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
-        "ratio_compiled": round(statistics.median(best_ratios), 3),
-        "ratio_compiled_range": [round(min(best_ratios), 3), round(max(best_ratios), 3)],
-        "rounds": len(ratios),
-        **common,
+        "model": setting.model,
+        "context": 1 + config.frames * config.tokens_per_frame,
+        "batch": setting.batch,
+        "precision": str(setting.dtype).removeprefix("torch."),
+        "threads": setting.threads,
+        **setting.about,
     }
-    print(json.dumps(line), flush=True)
 
 
-def report_memory(how: str, config: TotoConfig, setting: argparse.Namespace, cache: Path, common: Any) -> None:
+def report_memory(how: str, config: TotoConfig, setting: argparse.Namespace, cache: Path) -> None:
     """Print the line of a peer's memory."""
     ours, peer = (peak_memory_mb(f"{name}_{how}", config, setting, cache) for name in ("ours", "peer"))
     line = {
@@ -168,7 +188,7 @@ def report_memory(how: str, config: TotoConfig, setting: argparse.Namespace, cac
         "unit": "MB",
         "ratio": round(peer / ours, 3),
     }
-    print(json.dumps({**line, "peer_name": f"transformers LlamaForCausalLM, sdpa, {how}", **common}), flush=True)
+    print(json.dumps(line | about_step(how, config, setting)), flush=True)
 
 
 def report_mfu(name: str, setting: argparse.Namespace, cache: Path) -> None:
@@ -222,7 +242,7 @@ def synchronise(device: torch.device) -> None:
 
 def settings() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", default=["hf", *MFU_ROWS], choices=["hf", *MFU_ROWS])
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--model", default="tiny", help="Toto preset of the rows beside HF")
     parser.add_argument("--batch", type=int, default=1, help="samples a step of the rows beside HF")
     parser.add_argument("--frames", type=int, help="frames a sample (default: the preset's)")
@@ -243,30 +263,14 @@ def main() -> None:
     setting = settings()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
+        config = preset(setting.model)
+        if setting.frames:
+            config = replace(config, frames=setting.frames, context_frames=setting.frames)
         if "hf" in setting.rows:
-            config = preset(setting.model)
-            if setting.frames:
-                config = replace(config, frames=setting.frames, context_frames=setting.frames)
-            seconds, peak = measure(config, setting, cache)
-            limit = {
-                "limit": round(peak / toto_training_flops(config, 1, causal=True), 1),
-                "gflop_per_s_limit": round(peak / 1e9, 1),
-            }
-            common = {
-                **(limit if setting.clock == "wall" else {}),  # the product is timed by the wall clock
-                "model": setting.model,
-                "context": 1 + config.frames * config.tokens_per_frame,
-                "batch": setting.batch,
-                "precision": str(setting.dtype).removeprefix("torch."),
-                "clock": setting.clock,
-                "threads": setting.threads,
-                **setting.about,
-            }
-            tokens = setting.batch * config.frames * config.tokens_per_frame
-            for how in ("eager", "compiled"):
-                report(how, seconds, tokens, common)
-            for how in ("eager", "compiled"):
-                report_memory(how, config, setting, cache, common)
+            report_speed(config, setting, cache)
+        if "memory" in setting.rows:
+            report_memory("eager", config, setting, cache)
+            report_memory("compiled", config, setting, cache)
         for name in MFU_ROWS:
             if name in setting.rows:
                 report_mfu(name, setting, cache)
