@@ -175,13 +175,13 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_frames import prepare
-from toto_robot.data import sources
-decode = sources.decode
+from toto_robot.data import clip_sources, sources
+decode = clip_sources.decode
 def told(path, size_px):
     for frame in decode(path, size_px):
         print(path.name, flush=True)
         yield frame
-sources.decode = told
+clip_sources.decode = told
 prepare(sources.find_sources(sys.argv[1]), Path(sys.argv[2]), 32)
 """
 
