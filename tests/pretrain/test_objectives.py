@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.pretrain.toy import CPU, SIZES, frame_store, loop_settings, tokenizer_objective, toto_objective
-from toto_robot.data.tokens import TokenStore
+from toto_robot.data.token_shards import write_store
+from toto_robot.data.tokens import TokenSpec
 from toto_robot.encoders.load import load_encoder
 from toto_robot.models.hub import export_llama, from_pretrained
 from toto_robot.models.mae import MAEConfig, build_mae
@@ -52,15 +53,15 @@ def test_toto_loss_is_llamas_next_token_cross_entropy(tmp_path):
 
 def mixed_objective(folder) -> TotoObjective:
     """Return the small Toto on videos that count upwards and on pictures whose tokens are all 5."""
-    store = TokenStore.create(folder / "mixed", grid=(2, 2), vocab=16, image_px=16, tokenizer="toy", precision="fp32")
+    clips = []
     for clip in range(8):
         codes = (np.arange(30)[:, None] + 3 * np.arange(4) + clip) % 16
-        about = {"name": f"v{clip}", "group": f"v{clip}", "frames": 30}
-        store.append(codes, {**about, "source": "videos", "kind": "video"})
+        clips.append((codes, {"name": f"v{clip}", "group": f"v{clip}", "source": "videos", "kind": "video"}))
     for clip in range(20):
-        about = {"name": f"p{clip}", "group": f"p{clip}", "frames": 1}
-        store.append(np.full((1, 4), 5), {**about, "source": "photos", "kind": "images"})
-    store.finish()
+        about = {"name": f"p{clip}", "group": f"p{clip}", "source": "photos", "kind": "images"}
+        clips.append((np.full((1, 4), 5), about))
+    spec = TokenSpec(grid=(2, 2), vocab=16, image_px=16, tokenizer="toy", precision="fp32")
+    store = write_store(folder / "mixed", clips, spec)
     division = divide(store.clip_ends, store.records, 0.25, 0, SIZES.frames)
     training, held_out = division.samplers(SIZES.frames, (1, 2), 0, {"videos": 3, "photos": 1})
     return TotoObjective(
