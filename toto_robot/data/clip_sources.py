@@ -17,22 +17,28 @@ _SAMPLE_BYTES = 2**20  # of the head and of the tail of a file that its fingerpr
 
 
 @dataclass(frozen=True, slots=True)
-class VideoSource:
-    """A video file."""
+class _FileSource:
+    """A file that is a clip of its own."""
 
     id: str
     path: Path
     source: str
-    kind: Kind = "video"
 
     @property
     def group(self) -> str:
-        """Return the video itself."""
+        """Return the file itself."""
         return self.id
 
     def fingerprint(self) -> str:
         """Hash the size and the first and last MiB of the file; a file that cannot be read says so."""
         return file_fingerprint(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSource(_FileSource):
+    """A video file."""
+
+    kind: Kind = "video"
 
     def header(self) -> tuple[int, float]:
         """Read the number of frames and the rate from the header."""
@@ -45,22 +51,10 @@ class VideoSource:
 
 
 @dataclass(frozen=True, slots=True)
-class ImageSource:
+class ImageSource(_FileSource):
     """A picture file: a clip of one frame."""
 
-    id: str
-    path: Path
-    source: str
     kind: Kind = "images"
-
-    @property
-    def group(self) -> str:
-        """Return the picture itself."""
-        return self.id
-
-    def fingerprint(self) -> str:
-        """Hash the size and the first and last MiB of the file; a file that cannot be read says so."""
-        return file_fingerprint(self.path)
 
     def header(self) -> tuple[int, float]:
         """Return one frame, and that it has no rate."""
