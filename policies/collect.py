@@ -20,7 +20,7 @@ from tqdm import tqdm
 from policies.environment import environment_id, make_environment, plain, randomization, task_spec
 from policies.processes import Processes, usable_cores
 from policies.statistics import Rate
-from toto_robot.data.episodes import IMAGE_PREFIX, EpisodeStore, FeatureSpec
+from toto_robot.data.episodes import IMAGE_PREFIX, ORACLE_KEY, EpisodeStore, FeatureSpec
 from toto_robot.data.export import ExportVideoConfig, export_video
 from toto_robot.run_folder import git_commit
 
@@ -67,7 +67,7 @@ class CollectConfig:
     def environment_settings(self) -> dict[str, Any]:
         """What `gymnasium.make` is given."""
         return {
-            "obs_mode": "pixels",
+            "obs_mode": "all",  # the oracle's state too, a few numbers, for controls that see everything
             "cameras": tuple(self.cameras),
             "image_size": self.image_size,
             "action_mode": self.action_mode,
@@ -159,8 +159,10 @@ def record_episode(environment: Any, seed: int, noise: float) -> tuple[dict[str,
 
 def _before_step(environment: Any, observation: Any, action: Any) -> dict[str, Any]:
     images = {IMAGE_PREFIX + name: image for name, image in observation["pixels"].items()}
+    oracle = {ORACLE_KEY: observation["state"]} if "state" in observation else {}
     return {
         "observation.state": observation["proprio"],
+        **oracle,
         **images,
         "action": np.asarray(action.clean, dtype=np.float32),
         "action.executed": np.asarray(action.executed, dtype=np.float32),

@@ -27,6 +27,7 @@ from toto_robot.data.shards import DTYPES, Array
 
 KIND = "episodes"
 IMAGE_PREFIX = "observation.images."
+ORACLE_KEY = "observation.environment_state"  # what a simulator knows and no camera tells; LeRobot's name
 _MADE_BY = "`toto_robot collect`"
 
 
