@@ -18,7 +18,7 @@ from tqdm import tqdm
 from policies.heads.pooled_mlp import HeadConfig, PooledMLP
 from policies.normalize import KINDS, Normalizer, check_finite
 from policies.observation import Inputs, proprio_input
-from toto_robot.data.episodes import EpisodeStore
+from toto_robot.data.episodes import ORACLE_KEY, EpisodeStore
 from toto_robot.pretrain import checkpoint
 from toto_robot.pretrain.optim import adamw, learning_rate, set_learning_rate
 from toto_robot.run_folder import MetricLog
@@ -82,20 +82,36 @@ class Demonstrations:
         return np.concatenate([np.arange(starts[e], self.ends[e]) for e in episodes])
 
 
-def load_demonstrations(store: EpisodeStore, features: Mapping[str, np.ndarray], episodes: int) -> Demonstrations:
-    """Read the first `episodes` episodes and their cached features; ValueError for NaN in the data."""
+def load_demonstrations(
+    store: EpisodeStore, features: Mapping[str, np.ndarray], episodes: int, oracle: bool = False
+) -> Demonstrations:
+    """Read the first `episodes` episodes and their cached features; ValueError for NaN in the data.
+
+    For the oracle the simulator's state follows the proprioception.
+    """
     end = int(store.ends[episodes - 1])
+    names = list(store.env["proprio_names"])
+    numbers = [store.read("observation.state", 0, end).astype(np.float32)]
+    if oracle:
+        numbers.append(_oracle(store, end))
+        names += [f"state_{index}" for index in range(numbers[-1].shape[1])]
     data = Demonstrations(
-        proprio=store.read("observation.state", 0, end).astype(np.float32),
+        proprio=np.concatenate(numbers, axis=1),
         actions=store.read("action", 0, end).astype(np.float32),
         tokens={camera: torch.from_numpy(np.array(array)) for camera, array in features.items()},
         ends=np.asarray(store.ends[:episodes]),
-        proprio_names=tuple(store.env["proprio_names"]),
+        proprio_names=tuple(names),
         action_names=tuple(store.env["action_names"]),
     )
     check_finite(data.proprio, data.proprio_names, "observation.state of the demonstrations")
     check_finite(data.actions, data.action_names, "action of the demonstrations")
     return data
+
+
+def _oracle(store: EpisodeStore, end: int) -> np.ndarray:
+    if ORACLE_KEY not in store.features:
+        raise ValueError(f"encoder=state needs {ORACLE_KEY} in {store.path}; collect the demonstrations again")
+    return store.read(ORACLE_KEY, 0, end).astype(np.float32)
 
 
 def split_episodes(episodes: int, validation_fraction: float) -> tuple[range, range]:

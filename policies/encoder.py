@@ -7,9 +7,8 @@ from pathlib import Path
 
 from toto_robot import packaged
 from toto_robot.encoders.base import Encoder
-from toto_robot.encoders.load import load_encoder
+from toto_robot.encoders.load import NAMES, load_encoder
 
-NAMES = ("toto", "mae", "random_vit", "random_toto", "none")
 # Where `toto_robot pretrain run=outputs/pretrain/<name>` leaves its result.
 DEFAULT_PATHS = {
     "toto": Path("outputs/pretrain/toto/pretrained_model"),
@@ -25,9 +24,9 @@ _MAKE = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """A frozen encoder by name; `none` is proprioception only."""
+    """A frozen encoder by name; `none` is proprioception only, `state` is told the simulator's state (the oracle)."""
 
-    name: str = "toto"  # toto, mae, random_vit, random_toto or none
+    name: str = "toto"  # toto, mae, random_vit, random_toto, none or state
     path: str | None = None  # its pretrained_model folder or packaged name; null is that of outputs/pretrain/<name>
     layer: str | None = None  # mid, last or the number of a block; null is mid for Toto and last for MAE
     context_frames: int | None = None  # frames a Toto stream looks back on; null is all that it was trained with

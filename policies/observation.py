@@ -1,8 +1,9 @@
 """How does an observation become what a head takes? The one path of behaviour cloning, evaluation and the robot.
 
-An observation is `{"proprio": (B, Dp), "pixels": {camera: uint8 (B, h, w, 3)}}`. Images go through the encoder's
-stream frame by frame, from a reset at the start of an episode; proprioception is normalised with the statistics of the
-training demonstrations. Cloning reads the same features from the cache (`policies/features.py`), made by this stream.
+An observation is `{"proprio": (B, Dp), "pixels": {camera: uint8 (B, h, w, 3)}}`, with `"state"` (B, S) for the oracle.
+Images go through the encoder's stream frame by frame, from a reset at the start of an episode; proprioception is
+normalised with the statistics of the training demonstrations. Cloning reads the same features from the cache
+(`policies/features.py`), made by this stream.
 """
 
 from __future__ import annotations
@@ -33,6 +34,21 @@ def proprio_input(proprio: np.ndarray, normalizer: Normalizer) -> Tensor:
     return torch.from_numpy(normalizer.normalize(proprio))
 
 
+def sees_state(encoder: Encoder) -> bool:
+    """Say whether a policy on this encoder is told the simulator's state (the oracle of a comparison)."""
+    return encoder.name == "state"
+
+
+def told(observation: Mapping[str, Any], oracle: bool) -> np.ndarray:
+    """Return the numbers that a policy is told, (B, Dp): proprioception, and the simulator's state for the oracle."""
+    proprio = np.asarray(observation["proprio"])
+    if not oracle:
+        return proprio
+    if "state" not in observation:
+        raise ValueError("encoder=state needs observation['state']: make the environment with obs_mode=state or all")
+    return np.concatenate([proprio, np.asarray(observation["state"])], axis=-1)
+
+
 def check_images(images: np.ndarray, camera: str, image_size: int) -> None:
     """Raise ValueError unless `images` is uint8 (B, image_size, image_size, 3), as the demonstrations were."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (image_size, image_size, 3):
@@ -61,12 +77,13 @@ class Observer:
         self.cameras = seen_cameras(encoder, cameras)
         self.encode_s = 0.0  # time that the last step spent in the encoder
         self._image_size = image_size
+        self._oracle = sees_state(encoder)
         self._normalizer = normalizer
         self._stream = encoder.stream(batch * len(self.cameras)) if self.cameras else None
 
     def step(self, observation: Mapping[str, Any], reset: np.ndarray) -> Inputs:
         """Take the observations of one step; rows where `reset` (B,) is true begin an episode with this frame."""
-        proprio = proprio_input(np.asarray(observation["proprio"]), self._normalizer)
+        proprio = proprio_input(told(observation, self._oracle), self._normalizer)
         if len(proprio) != self.batch:
             raise ValueError(f"expected a batch of {self.batch} observations, got {len(proprio)}")
         began = time.perf_counter()

@@ -13,7 +13,7 @@ import torch
 from policies.chunks import ChunkExecution, ExecutionConfig
 from policies.heads.pooled_mlp import PooledMLP
 from policies.normalize import Normalizer, check_finite
-from policies.observation import Observer
+from policies.observation import Observer, sees_state
 from toto_robot.encoders.base import Encoder
 
 
@@ -43,7 +43,8 @@ class Policy:
         task: Mapping[str, Any],
         cameras: tuple[str, ...],
     ) -> None:
-        proprio.require(task["proprio_names"])
+        self.oracle = sees_state(encoder)
+        proprio.require(proprio.names if self.oracle else task["proprio_names"])
         actions.require(task["action_names"])
         self.task = dict(task)
         self.cameras = cameras  # that the policy looks through; none without an encoder
@@ -104,4 +105,5 @@ class Policy:
 
 def _as_batch(observation: Mapping[str, Any]) -> dict[str, Any]:
     pixels = {camera: np.asarray(image)[None] for camera, image in observation.get("pixels", {}).items()}
-    return {"proprio": np.asarray(observation["proprio"])[None], "pixels": pixels}
+    told = {key: np.asarray(observation[key])[None] for key in ("proprio", "state") if key in observation}
+    return {**told, "pixels": pixels}

@@ -140,9 +140,10 @@ def environment_settings(policy: Policy, videos: bool = False) -> dict[str, Any]
     """Return what the environment of a policy is made with; a blind policy renders for its videos only."""
     task = policy.task
     sees = bool(policy.cameras) or videos
+    blind_mode, seeing_mode = ("state", "all") if policy.oracle else ("proprio", "pixels")
     return {
         "name": task["env_id"],
-        "obs_mode": "pixels" if sees else "proprio",
+        "obs_mode": seeing_mode if sees else blind_mode,
         "cameras": tuple(policy.cameras or task["cameras"]),
         "image_size": task["image_size"],
         "action_mode": task["action_mode"],
@@ -160,8 +161,9 @@ def _make(policy: Policy, settings: Mapping[str, Any]) -> Any:
 def _stack(observations: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     present = [observation for observation in observations if observation is not None]
     cameras = present[0].get("pixels", {}).keys()
+    told = [key for key in ("proprio", "state") if key in present[0]]
     return {
-        "proprio": np.stack([observation["proprio"] for observation in present]),
+        **{key: np.stack([observation[key] for observation in present]) for key in told},
         "pixels": {camera: np.stack([observation["pixels"][camera] for observation in present]) for camera in cameras},
     }
 

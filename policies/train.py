@@ -20,8 +20,9 @@ from policies.encoder import EncoderConfig, open_encoder
 from policies.environment import environment_id, plain
 from policies.evaluate import EvaluationConfig, Evaluator, attach_evaluation, summary_line
 from policies.features import cached_features
-from policies.observation import seen_cameras
+from policies.observation import seen_cameras, sees_state
 from toto_robot.data.episodes import EpisodeStore, require_env
+from toto_robot.encoders.load import BLIND
 from toto_robot.pretrain.pictures import draw_loss
 
 BUNDLE = "bundle"
@@ -120,7 +121,7 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
     store = open_demonstrations(config)
     cameras = seen_cameras(encoder, config.cameras)
     features = cached_features(Path(config.cache), encoder, store, cameras, config.demonstrations)
-    data = load_demonstrations(store, features, config.demonstrations)
+    data = load_demonstrations(store, features, config.demonstrations, sees_state(encoder))
     trained = train_head(config.bc, data, config.seed, run_dir)
     draw_loss(run_dir, unit=f"{config.bc.loss} loss of normalised actions")
     training = _training_facts(config, store)
@@ -152,7 +153,7 @@ def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
             f"use demonstrations={len(store)}, or collect more"
         )
     missing = [camera for camera in config.cameras if camera not in store.cameras]
-    if missing and config.encoder.name != "none":
+    if missing and config.encoder.name not in BLIND:
         raise ValueError(
             f"{store.path} has no camera {', '.join(missing)}; it has {', '.join(store.cameras) or 'none'}"
         )

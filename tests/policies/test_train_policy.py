@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from policies.bundle import load_policy
 from policies.encoder import EncoderConfig
 from policies.train import compare_encoders, open_demonstrations, train_bundle, train_policy
-from toto_robot.data.episodes import EpisodeStore, FeatureSpec
+from toto_robot.data.episodes import ORACLE_KEY, EpisodeStore, FeatureSpec
 from toto_robot.run_folder import read_json
 
 pytestmark = pytest.mark.render
@@ -112,3 +113,24 @@ def test_nan_in_a_foreign_store_is_named(small, store, tmp_path, monkeypatch):
     config = replace(small, demos=str(tmp_path / "copy"))
     with pytest.raises(ValueError, match=r"NaN or infinity in observation.state of the demonstrations: q1_scaled"):
         train_bundle(config, tmp_path / "run")
+
+
+def test_the_oracle_is_told_the_state_that_was_collected(small, tmp_path):
+    config = replace(small, encoder=EncoderConfig(name="state"), evaluation=replace(small.evaluation, videos=0))
+    assert train_policy(config, tmp_path / "run") == 0
+    policy = load_policy(tmp_path / "run" / "bundle")
+    assert policy.oracle and policy.cameras == ()
+    store = EpisodeStore.open(small.demos)
+    seen = {"proprio": store.read("observation.state", 0, 1)[0], "state": store.read(ORACLE_KEY, 0, 1)[0]}
+    near = policy.act(seen)
+    policy.reset()
+    far = policy.act({**seen, "state": seen["state"] + 0.1})
+    assert np.abs(near - far).max() > 1e-4
+    with pytest.raises(ValueError, match=r"observation\['state'\]"):
+        policy.act({"proprio": seen["proprio"]})
+    without = {key: spec for key, spec in store.features.items() if key != ORACLE_KEY}
+    bare = EpisodeStore.create(tmp_path / "bare", features=without, fps=store.fps, env=store.env)
+    bare.append({key: store.episode(0)[key] for key in without}, {"seed": 0})
+    bare.close()
+    with pytest.raises(ValueError, match=r"environment_state.*collect the demonstrations again"):
+        train_bundle(replace(config, demos=str(tmp_path / "bare"), demonstrations=1), tmp_path / "other")

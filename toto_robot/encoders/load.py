@@ -21,7 +21,8 @@ from toto_robot.weights import read_config
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
 
-NAMES = ("toto", "mae", "random_vit", "random_toto", "none")
+BLIND = ("none", "state")  # features of width 0
+NAMES = ("toto", "mae", "random_vit", "random_toto", *BLIND)
 
 
 def load_encoder(
@@ -32,15 +33,16 @@ def load_encoder(
 
     A folder may be the name of packaged weights (`packaged.names()`). `toto`, `mae`: the model in `path`. `random_vit`:
     MAE's ViT (of `path`, or the nano preset) with weights drawn from `seed`. `random_toto`: the tokenizer and sizes of
-    the Toto in `path`, its backbone drawn from `seed`. `none`: no vision. `layer`: a block (0 = embedding), "mid", or
+    the Toto in `path`, its backbone drawn from `seed`. `none`: no vision. `state`: none
+    either, the policy is told the simulator's state. `layer`: a block (0 = embedding), "mid", or
     "last"; by default mid for Toto and last for MAE. `context_frames`: how many frames a Toto stream looks back on, by
     default all it was trained with. `precision`: "auto", "bf16", "fp32". Raises ValueError for an unknown name, a
     folder that is missing or holds another model, or arguments out of range.
     """
     device = torch.device(device)
     name, folder = _resolve(name_or_dir, path)
-    if name == "none":
-        return NoEncoder()
+    if name in BLIND:
+        return NoEncoder(name)
     if folder is None and name != "random_vit":
         raise ValueError(f"encoder {name!r} needs path=<run>/pretrained_model; `toto_robot pretrain` makes one")
     if name in ("mae", "random_vit"):
@@ -74,7 +76,7 @@ def _resolve(name_or_dir: str | Path, path: str | Path | None) -> tuple[str, Pat
     if path is not None:
         raise ValueError(f"give a folder or a name with path=, not both: {name_or_dir} and path={path}")
     model_type = str(read_config(folder)["model_type"])
-    if model_type not in ("toto", "mae", "none"):
+    if model_type not in ("toto", "mae", *BLIND):
         raise ValueError(f"{name_or_dir} holds a {model_type}; expected a folder written by `toto_robot pretrain`")
     return model_type, folder
 

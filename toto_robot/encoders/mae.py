@@ -88,13 +88,15 @@ class MAEEncoder:
 
 
 class NoEncoder:
-    """No vision: features of width 0, for policies on proprioception alone (`Encoder`)."""
+    """No vision: features of width 0 (`Encoder`), for policies on proprioception alone (`none`) or that are told the
+    simulator's state beside it (`state`, the oracle: what a policy reaches that sees everything).
+    """
 
-    name, width, tokens_per_frame, layer, context_frames, parameters = "none", 0, 0, 0, 1, 0
-    precision, fingerprint = "fp32", hashlib.sha256(b"none").hexdigest()
+    width, tokens_per_frame, layer, context_frames, parameters, precision = 0, 0, 0, 1, 0, "fp32"
 
-    def __init__(self, image_px: int = 64) -> None:
-        self.image_px = image_px
+    def __init__(self, name: str = "none", image_px: int = 64) -> None:
+        self.name, self.image_px = name, image_px
+        self.fingerprint = hashlib.sha256(name.encode()).hexdigest()
 
     def encode(self, frames: Frames) -> Tensor:
         """Return (B, 0, 0)."""
@@ -109,8 +111,8 @@ class NoEncoder:
         return FrameStream(self, batch)
 
     def save(self, folder: Path) -> None:
-        """Write a config that says none."""
-        write_model(Path(folder), {"model_type": "none"}, {})
+        """Write a config that holds the name."""
+        write_model(Path(folder), {"model_type": self.name}, {})
 
     def settings(self) -> dict[str, object]:
         """Return the keyword arguments of `load_encoder` for a saved folder."""
