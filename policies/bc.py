@@ -11,19 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from policies.heads.pooled_mlp import HeadConfig, PooledMLP
+from policies.heads.base import Head, InputSizes, elementwise, mean_inside
+from policies.heads.build import build_head
+from policies.heads.config import HeadConfig
 from policies.normalize import KINDS, Normalizer, check_finite
 from policies.observation import Inputs, proprio_input
 from toto_robot.data.episodes import ORACLE_KEY, EpisodeStore
 from toto_robot.pretrain import checkpoint
 from toto_robot.pretrain.optim import adamw, learning_rate, set_learning_rate
 from toto_robot.run_folder import MetricLog
-
-LOSSES = ("mse", "l1", "huber")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +35,10 @@ class BCConfig:
     warmup_steps: int = 50  # linear warm-up; a cosine to zero follows
     weight_decay: float = 1e-2  # on matrices
     clip_norm: float = 1.0  # largest gradient norm
-    loss: str = "l1"  # mse, l1 or huber, on normalised actions
     ema: float = 0.998  # decay of the averaged weights that become the policy; 0 takes the last weights
     proprio_noise: float = 0.05  # standard deviation added to normalised proprioception
     proprio_dropout: float = 0.0  # part of the samples whose proprioception is zeroed
     token_dropout: float = 0.0  # part of the tokens that are zeroed
-    feature_dropout: float = 0.1  # part of the pooled features that are zeroed
     proprio_normalizer: str = "mean_std"  # mean_std, min_max or none
     action_normalizer: str = "mean_std"  # mean_std, min_max or none
     action_floor: float = 0.1  # smallest action scale, in action units: axes that hardly move stay small
@@ -52,15 +49,13 @@ class BCConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ValueError(f"expected bc.loss {', '.join(LOSSES)}, got {self.loss!r}")
         for name in ("proprio_normalizer", "action_normalizer"):
             if getattr(self, name) not in KINDS:
                 raise ValueError(f"expected bc.{name} {', '.join(KINDS)}, got {getattr(self, name)!r}")
         for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected bc.{name} of at least 1, got {getattr(self, name)}")
-        for name in ("ema", "proprio_dropout", "token_dropout", "feature_dropout", "validation_fraction"):
+        for name in ("ema", "proprio_dropout", "token_dropout", "validation_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected bc.{name} in [0, 1), got {getattr(self, name)}")
 
@@ -125,7 +120,7 @@ def split_episodes(episodes: int, validation_fraction: float) -> tuple[range, ra
 class Trained:
     """What behaviour cloning gives: the head whose weights are used, and the statistics it needs."""
 
-    head: PooledMLP
+    head: Head
     proprio: Normalizer
     actions: Normalizer
 
@@ -133,7 +128,7 @@ class Trained:
 class _Learner(nn.Module):
     """The trained head and its running average, saved as one."""
 
-    def __init__(self, head: PooledMLP) -> None:
+    def __init__(self, head: Head) -> None:
         super().__init__()
         self.head = head
         self.average = copy.deepcopy(head).requires_grad_(False)
@@ -159,7 +154,8 @@ def train_head(config: BCConfig, data: Demonstrations, seed: int, run_dir: Path)
         data.actions[frames], data.action_names, kind=config.action_normalizer, floor=config.action_floor
     )
     table = _Table(config, data, proprio, actions)
-    learner = _Learner(build_head(config.head, data, seed))
+    sizes = input_sizes(data, config.head.history)
+    learner = _Learner(build_head(config.head, sizes, data.actions.shape[1], seed))
     optimizer = adamw(learner.head.named_parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     last = checkpoint.last(run_dir)
     start = checkpoint.restore(last, learner, optimizer).step if last else 0
@@ -171,7 +167,7 @@ def train_head(config: BCConfig, data: Demonstrations, seed: int, run_dir: Path)
             values = _step(config, learner, optimizer, table, frames, seed, step)
             done = step + 1
             if validation and (done % config.validate_every == 0 or done == config.steps):
-                values |= _validate(config, learner.average, table, data.frames_of(validation))
+                values |= _validate(learner.average, table, data.frames_of(validation))
             if done % config.log_every == 0 or "val/loss" in values:
                 log.write(done, values)
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items() if key.endswith("loss")})
@@ -182,21 +178,18 @@ def train_head(config: BCConfig, data: Demonstrations, seed: int, run_dir: Path)
     return Trained(learner.average.eval(), proprio, actions)
 
 
-def build_head(config: HeadConfig, data: Demonstrations, seed: int) -> PooledMLP:
-    """Build a head for the sizes of the data; the global generator is left as it was."""
+def input_sizes(data: Demonstrations, history: int) -> InputSizes:
+    """Return what a head is given when it learns from this data."""
     shapes = {tuple(array.shape[1:]) for array in data.tokens.values()}
     assert len(shapes) <= 1, shapes
     tokens_per_frame, width = shapes.pop() if shapes else (0, 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PooledMLP(
-            config,
-            cameras=tuple(data.tokens),
-            tokens_per_frame=tokens_per_frame,
-            token_width=width,
-            proprio_dim=data.proprio.shape[1],
-            action_dim=data.actions.shape[1],
-        )
+    return InputSizes(
+        cameras=tuple(data.tokens),
+        tokens_per_frame=tokens_per_frame,
+        token_width=width,
+        proprio_dim=data.proprio.shape[1],
+        history=history,
+    )
 
 
 class _Table:
@@ -206,16 +199,22 @@ class _Table:
         self._proprio = proprio_input(data.proprio, proprio)
         self._actions = torch.from_numpy(actions.normalize(data.actions))
         self._tokens = data.tokens
-        steps = config.head.chunk_steps
-        ends = np.repeat(data.ends, np.diff(data.ends, prepend=0))[:, None]  # (N, 1): the end of each frame's episode
+        steps, history = config.head.chunk_steps, config.head.history
+        lengths = np.diff(data.ends, prepend=0)
+        ends = np.repeat(data.ends, lengths)[:, None]  # (N, 1): the end of each frame's episode
+        starts = ends - np.repeat(lengths, lengths)[:, None]
         ahead = np.arange(len(ends))[:, None] + np.arange(steps)  # (N, K)
         self._ahead = torch.from_numpy(np.minimum(ahead, ends - 1))
         self._inside = torch.from_numpy(ahead < ends)  # actions after an episode's end are not asked for
+        behind = np.arange(len(ends))[:, None] + np.arange(1 - history, 1)  # (N, Ho), oldest first
+        seen = torch.from_numpy(np.maximum(behind, starts))  # before an episode's first frame stands the first frame
+        self._seen = seen if history > 1 else seen[:, 0]
 
     def rows(self, frames: Tensor) -> tuple[Inputs, Tensor, Tensor]:
         """Return inputs, target chunks (B, K, A) and which of them count (B, K)."""
-        tokens = {camera: array[frames].float() for camera, array in self._tokens.items()}
-        return Inputs(self._proprio[frames], tokens), self._actions[self._ahead[frames]], self._inside[frames]
+        seen = self._seen[frames]
+        tokens = {camera: array[seen].float() for camera, array in self._tokens.items()}
+        return Inputs(self._proprio[seen], tokens), self._actions[self._ahead[frames]], self._inside[frames]
 
 
 def _step(
@@ -235,8 +234,7 @@ def _step(
     )
     set_learning_rate(optimizer, lr)
     learner.head.train()
-    predicted = learner.head(_disturb(inputs, config, generator), config.feature_dropout, generator)
-    loss = _mean_inside(_elementwise(config.loss, predicted, target), inside)
+    loss = learner.head.loss(_disturb(inputs, config, generator), target, inside, generator)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(learner.head.parameters(), config.clip_norm)
@@ -256,38 +254,31 @@ def _disturb(inputs: Inputs, config: BCConfig, generator: torch.Generator) -> In
     if config.proprio_noise > 0:
         proprio = proprio + config.proprio_noise * torch.randn(proprio.shape, generator=generator)
     if config.proprio_dropout > 0:
-        proprio = proprio * (torch.rand(len(proprio), 1, generator=generator) >= config.proprio_dropout)
+        kept = torch.rand(len(proprio), 1, generator=generator) >= config.proprio_dropout
+        proprio = proprio * kept.view(-1, *[1] * (proprio.ndim - 1))  # of a sample, its whole history
     if config.token_dropout > 0:
         tokens = {
-            camera: array * (torch.rand(*array.shape[:2], 1, generator=generator) >= config.token_dropout)
+            camera: array * (torch.rand(*array.shape[:-1], 1, generator=generator) >= config.token_dropout)
             for camera, array in tokens.items()
         }
     return Inputs(proprio, tokens)
 
 
 @torch.no_grad()
-def _validate(config: BCConfig, head: PooledMLP, table: _Table, frames: np.ndarray) -> dict[str, float]:
+def _validate(head: Head, table: _Table, frames: np.ndarray) -> dict[str, float]:
     """Return the loss and the MSE of normalised actions over whole episodes; the MSE does not rank encoders."""
     head.eval()
+    generator = torch.Generator().manual_seed(0)  # the same noise every time: the curve shows the head alone
     totals = {"val/loss": 0.0, "val/mse": 0.0}
     count = 0.0
     for part in torch.from_numpy(frames).split(256):
         inputs, target, inside = table.rows(part)
-        predicted, weight = head(inputs), float(inside.sum())
-        for key, kind in (("val/loss", config.loss), ("val/mse", "mse")):
-            totals[key] += float(_mean_inside(_elementwise(kind, predicted, target), inside)) * weight
+        weight = float(inside.sum())
+        totals["val/loss"] += float(head.loss(inputs, target, inside, generator)) * weight
+        error = elementwise("mse", head(inputs, generator), target)
+        totals["val/mse"] += float(mean_inside(error, inside)) * weight
         count += weight
     return {key: total / count for key, total in totals.items()}
-
-
-def _elementwise(kind: str, predicted: Tensor, target: Tensor) -> Tensor:
-    loss: Any = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}[kind]
-    return loss(predicted, target, reduction="none")
-
-
-def _mean_inside(error: Tensor, inside: Tensor) -> Tensor:
-    """Average (B, K, A) over the actions that lie inside their episode."""
-    return (error * inside[..., None]).sum() / (inside.sum() * error.shape[-1])
 
 
 def _describe(learner: _Learner) -> dict[str, Any]:

@@ -21,15 +21,16 @@ from typing import Any
 
 from policies.bc import Trained
 from policies.chunks import ExecutionConfig
-from policies.heads.pooled_mlp import HeadConfig, PooledMLP
+from policies.heads.base import Head, InputSizes
+from policies.heads.build import build_head, head_config_from_json
 from policies.normalize import Normalizer
 from policies.policy import Policy
 from toto_robot.encoders.base import Encoder
 from toto_robot.encoders.load import load_encoder
 from toto_robot.run_folder import provenance, read_json, sha256_file, write_json
-from toto_robot.weights import read_weights, write_model
+from toto_robot.weights import read_config, read_weights, write_model
 
-SCHEMA = 1
+SCHEMA = 2  # 2: heads of several kinds
 _HASHED = ("policy.json", "head", "encoder")
 
 
@@ -51,7 +52,7 @@ def save_bundle(folder: Path, content: BundleContent) -> str:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     head = content.trained.head
-    write_model(partial / "head", {"model_type": "pooled_mlp", **_head_sizes(head, content.cameras)}, head.state_dict())
+    write_model(partial / "head", {"model_type": "policy_head", **_describe_head(head)}, head.state_dict())
     content.encoder.save(partial / "encoder")
     write_json(partial / "policy.json", _description(content))
     hashes = _hash_files(partial)
@@ -166,6 +167,7 @@ def _description(content: BundleContent) -> dict[str, Any]:
         "schema": SCHEMA,
         "control_rate_hz": content.task["control_rate_hz"],
         "cameras": list(content.cameras),
+        "head": content.trained.head.config.name,
         "task": dict(content.task),
         "encoder": {
             "name": encoder.name,
@@ -182,24 +184,14 @@ def _description(content: BundleContent) -> dict[str, Any]:
     }
 
 
-def _head_sizes(head: PooledMLP, cameras: tuple[str, ...]) -> dict[str, Any]:
-    pools = [head.pools[name] for name in cameras]
-    first: Any = pools[0] if pools else None
-    return {
-        "head": asdict(head.config),
-        "cameras": list(cameras),
-        "tokens_per_frame": first.position.shape[0] if first is not None else 0,
-        "token_width": first.width if first is not None else 0,
-        "proprio_dim": head.proprio_dim,
-        "action_dim": head.action_dim,
-    }
+def _describe_head(head: Head) -> dict[str, Any]:
+    return {"head": asdict(head.config), "inputs": asdict(head.sizes), "action_dim": head.action_dim}
 
 
-def _load_head(folder: Path) -> PooledMLP:
-    sizes = read_json(folder / "config.json")
-    sizes.pop("model_type")
-    head_values = sizes.pop("head")
-    head = PooledMLP(HeadConfig(**{**head_values, "hidden": tuple(head_values["hidden"])}), **sizes)
+def _load_head(folder: Path) -> Head:
+    stored = read_config(folder, "policy_head")
+    config, sizes = head_config_from_json(stored["head"]), InputSizes.from_json(stored["inputs"])
+    head = build_head(config, sizes, int(stored["action_dim"]), seed=0)
     read_weights(folder, head)
     return head
 

@@ -180,7 +180,7 @@ def summarize(
         "preset": task["preset"],
         **rate_summary(len(succeeded), len(results)),
         "seeds": [config.seeds[0], config.seeds[-1]],
-        "policy": {"head": "pooled_mlp", **{key: training[key] for key in _TOLD if key in training}},
+        "policy": {"head": description["head"], **{key: training[key] for key in _TOLD if key in training}},
         "encoder": {key: encoder[key] for key in ("name", "layer", "context_frames", "parameters")},
         "hashes": {
             "policy": policy_hash,

@@ -23,7 +23,10 @@ from toto_robot.encoders.base import Encoder
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a head takes: normalised proprioception, and the encoder's tokens of each camera."""
+    """What a head takes: normalised proprioception, and the encoder's tokens of each camera.
+
+    A head with a history of Ho > 1 frames takes (B, Ho, Dp) and (B, Ho, P, D), oldest first.
+    """
 
     proprio: Tensor  # (B, Dp) float32
     tokens: dict[str, Tensor]  # camera -> (B, P, D) float32; empty without an encoder
@@ -71,7 +74,13 @@ class Observer:
     """
 
     def __init__(
-        self, encoder: Encoder, cameras: Sequence[str], image_size: int, normalizer: Normalizer, batch: int
+        self,
+        encoder: Encoder,
+        cameras: Sequence[str],
+        image_size: int,
+        normalizer: Normalizer,
+        batch: int,
+        history: int = 1,
     ) -> None:
         self.batch = batch
         self.cameras = seen_cameras(encoder, cameras)
@@ -80,6 +89,7 @@ class Observer:
         self._oracle = sees_state(encoder)
         self._normalizer = normalizer
         self._stream = encoder.stream(batch * len(self.cameras)) if self.cameras else None
+        self._history = History(history)
 
     def step(self, observation: Mapping[str, Any], reset: np.ndarray) -> Inputs:
         """Take the observations of one step; rows where `reset` (B,) is true begin an episode with this frame."""
@@ -89,7 +99,7 @@ class Observer:
         began = time.perf_counter()
         tokens = self._tokens(observation, reset)
         self.encode_s = time.perf_counter() - began
-        return Inputs(proprio, tokens)
+        return self._history.step(Inputs(proprio, tokens), reset)
 
     def _tokens(self, observation: Mapping[str, Any], reset: np.ndarray) -> dict[str, Tensor]:
         if self._stream is None:
@@ -104,3 +114,31 @@ class Observer:
         # Cached features are float16; rounding here too makes training and deployment see the same numbers.
         features = features.half().float()
         return dict(zip(self.cameras, features.split(self.batch), strict=True))
+
+
+class History:
+    """Remembers the last Ho frames of every row; before the first frame of an episode stands that frame."""
+
+    def __init__(self, frames: int) -> None:
+        self._frames = frames
+        self._past: Inputs | None = None
+
+    def step(self, inputs: Inputs, reset: np.ndarray) -> Inputs:
+        """Take the newest frame, (B, ...); return the last Ho of them, (B, Ho, ...), or the frame itself for Ho = 1."""
+        if self._frames == 1:
+            return inputs
+        fresh = torch.from_numpy(reset)
+        past = self._past
+        tokens = {
+            camera: self._shift(None if past is None else past.tokens[camera], array, fresh)
+            for camera, array in inputs.tokens.items()
+        }
+        self._past = Inputs(self._shift(None if past is None else past.proprio, inputs.proprio, fresh), tokens)
+        return self._past
+
+    def _shift(self, past: Tensor | None, newest: Tensor, fresh: Tensor) -> Tensor:
+        repeated = newest[:, None].expand(-1, self._frames, *[-1] * (newest.ndim - 1))
+        if past is None:
+            return repeated.clone()
+        shifted = torch.cat([past[:, 1:], newest[:, None]], dim=1)
+        return torch.where(fresh.view(-1, *[1] * newest.ndim), repeated, shifted)

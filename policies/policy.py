@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from policies.chunks import ChunkExecution, ExecutionConfig
-from policies.heads.pooled_mlp import PooledMLP
+from policies.heads.base import Head
 from policies.normalize import Normalizer, check_finite
 from policies.observation import Observer, sees_state
 from toto_robot.encoders.base import Encoder
@@ -36,7 +36,7 @@ class Policy:
         self,
         *,
         encoder: Encoder,
-        head: PooledMLP,
+        head: Head,
         proprio: Normalizer,
         actions: Normalizer,
         execution: ExecutionConfig,
@@ -97,8 +97,9 @@ class Policy:
         return action[0] if single else action
 
     def _open(self, batch: int) -> None:
-        self._observer = Observer(self._encoder, self.cameras, int(self.task["image_size"]), self._proprio, batch)
-        shape = (self._head.config.chunk_steps, self._head.action_dim)
+        image_size, history = int(self.task["image_size"]), self._head.sizes.history
+        self._observer = Observer(self._encoder, self.cameras, image_size, self._proprio, batch, history)
+        shape = (self._head.chunk_steps, self._head.action_dim)
         self._execution = ChunkExecution(self._execution_config, batch, *shape)
         self._reset_rows = np.ones(batch, dtype=bool)
 

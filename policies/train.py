@@ -123,7 +123,7 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
     features = cached_features(Path(config.cache), encoder, store, cameras, config.demonstrations)
     data = load_demonstrations(store, features, config.demonstrations, sees_state(encoder))
     trained = train_head(config.bc, data, config.seed, run_dir)
-    draw_loss(run_dir, unit=f"{config.bc.loss} loss of normalised actions")
+    draw_loss(run_dir, unit=f"{config.bc.head.loss} loss of normalised actions")
     training = _training_facts(config, store)
     content = BundleContent(
         trained=trained,

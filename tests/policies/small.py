@@ -7,7 +7,8 @@ from pathlib import Path
 from policies.bc import BCConfig
 from policies.encoder import EncoderConfig
 from policies.evaluate import EvaluationConfig
-from policies.heads.pooled_mlp import HeadConfig
+from policies.heads.config import HeadConfig
+from policies.heads.trunk import TrunkConfig
 from policies.train import TrainPolicyConfig
 
 IMAGE_SIZE = 32
@@ -27,7 +28,9 @@ def make_small(demos: Path, toto: EncoderConfig, folder: Path) -> TrainPolicyCon
             validate_every=10,
             log_every=10,
             checkpoint_every=10,
-            head=HeadConfig(queries=2, attention_heads=2, camera_width=16, proprio_width=16, hidden=(32,)),
+            head=HeadConfig(
+                trunk=TrunkConfig(queries=2, attention_heads=2, camera_width=16, proprio_width=16, hidden=(32,))
+            ),
         ),
         evaluation=EvaluationConfig(episodes=3, workers=1, envs_per_worker=2, videos=1),
     )

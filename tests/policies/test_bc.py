@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from policies.bc import BCConfig, Demonstrations, split_episodes, train_head
-from policies.heads.pooled_mlp import HeadConfig
+from policies.heads.config import HeadConfig
+from policies.heads.trunk import TrunkConfig
 from toto_robot.run_folder import read_metrics
 
-HEAD = HeadConfig(chunk_steps=2, queries=2, attention_heads=2, camera_width=8, proprio_width=8, hidden=(16,))
+TRUNK = TrunkConfig(queries=2, attention_heads=2, camera_width=8, proprio_width=8, hidden=(16,))
+HEAD = HeadConfig(chunk_steps=2, trunk=TRUNK)
 CONFIG = BCConfig(
     steps=60, batch_size=16, log_every=10, validate_every=20, checkpoint_every=10, proprio_dropout=0.1,
     token_dropout=0.1, head=HEAD,
@@ -53,7 +55,7 @@ def made_up(episodes=6, length=20) -> Demonstrations:
 def test_cloning_lowers_the_held_out_error(tmp_path):
     config = replace(
         CONFIG, steps=600, batch_size=64, learning_rate=5e-3, validate_every=100, checkpoint_every=600,
-        proprio_dropout=0, token_dropout=0, feature_dropout=0, head=replace(HEAD, chunk_steps=1),
+        proprio_dropout=0, token_dropout=0, head=replace(HEAD, chunk_steps=1, feature_dropout=0),
     )  # fmt: skip
     train_head(config, made_up(episodes=60), seed=0, run_dir=tmp_path)
     errors = [line["val/mse"] for line in read_metrics(tmp_path) if "val/mse" in line]
@@ -118,6 +120,19 @@ def test_chunks_stop_at_the_end_of_an_episode(tmp_path):
     np.testing.assert_allclose(target[2, 1], data.actions[4])
 
 
+def test_history_stays_inside_the_episode():
+    from policies.bc import _Table
+    from policies.normalize import Normalizer
+
+    data = made_up(episodes=2, length=3)
+    identity = [Normalizer.fit(a, n, kind="none") for a, n in ((data.proprio, "abcd"), (data.actions, "xyz"))]
+    config = replace(CONFIG, head=replace(HEAD, history=3))
+    inputs, _, _ = _Table(config, data, *identity).rows(torch.tensor([2, 3, 4]))
+    frames = [[0, 1, 2], [3, 3, 3], [3, 3, 4]]
+    np.testing.assert_allclose(inputs.proprio, data.proprio[frames])
+    np.testing.assert_array_equal(inputs.tokens["front"], data.tokens["front"][torch.tensor(frames)].float())
+
+
 def test_split_keeps_at_least_one_demonstration():
     assert split_episodes(1, 0.5) == (range(1), range(1, 1))
     assert split_episodes(50, 0.1) == (range(45), range(45, 50))
@@ -125,7 +140,7 @@ def test_split_keeps_at_least_one_demonstration():
     assert split_episodes(2, 0.99) == (range(1), range(1, 2))
 
 
-@pytest.mark.parametrize("values", [{"loss": "hinge"}, {"steps": 0}, {"ema": 1.0}, {"action_normalizer": "zscore"}])
+@pytest.mark.parametrize("values", [{"steps": 0}, {"ema": 1.0}, {"action_normalizer": "zscore"}])
 def test_bad_settings_are_refused(values):
     with pytest.raises(ValueError, match="expected bc"):
         BCConfig(**values)

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from policies.chunks import ChunkExecution, ExecutionConfig
-from policies.heads.pooled_mlp import HeadConfig, PooledMLP, pool_tokens, token_grid
-from policies.observation import Inputs
+from policies.heads.base import InputSizes
+from policies.heads.build import build_head
+from policies.heads.config import HeadConfig
+from policies.heads.trunk import TrunkConfig, pool_tokens, token_grid
+from policies.observation import History, Inputs
 from toto_robot.models.pooling import AttentionPooling
 
 
@@ -31,12 +34,11 @@ def test_fast_pooling_equals_attention_pooling_and_its_gradients(positions):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
-def _head(cameras, pooling="both"):
-    config = HeadConfig(
-        pooling=pooling, chunk_steps=2, queries=2, attention_heads=2, camera_width=8, proprio_width=8, hidden=(32,)
-    )
-    torch.manual_seed(0)
-    return PooledMLP(config, cameras=cameras, tokens_per_frame=9, token_width=16, proprio_dim=4, action_dim=3)
+def _head(cameras, pooling="both", **settings):
+    trunk = TrunkConfig(pooling=pooling, queries=2, attention_heads=2, camera_width=8, proprio_width=8, hidden=(32,))
+    history = settings.get("history", 1)
+    sizes = InputSizes(cameras=cameras, tokens_per_frame=9, token_width=16, proprio_dim=4, history=history)
+    return build_head(HeadConfig(chunk_steps=2, trunk=trunk, **settings), sizes, action_dim=3, seed=0)
 
 
 @pytest.mark.parametrize("pooling", ["values", "coordinates", "both"])
@@ -65,6 +67,37 @@ def test_a_head_finds_where_a_token_is(pooling):
 
 def test_a_head_without_cameras_takes_proprioception_alone():
     assert _head(()).eval()(Inputs(torch.zeros(5, 4), {})).shape == (5, 2, 3)
+
+
+def test_history_shifts_and_begins_rows_anew():
+    history = History(3)
+
+    def step(value, reset):
+        frame = torch.tensor([[value], [value + 100]])
+        seen = history.step(Inputs(frame, {"front": frame[:, :, None].repeat(1, 2, 1)}), np.array(reset))
+        assert seen.tokens["front"].shape == (2, 3, 2, 1)
+        assert torch.equal(seen.tokens["front"][:, :, 1, 0], seen.proprio[:, :, 0])
+        return seen.proprio[:, :, 0].tolist()
+
+    assert step(1.0, [True, True]) == [[1, 1, 1], [101, 101, 101]]
+    assert step(2.0, [False, False]) == [[1, 1, 2], [101, 101, 102]]
+    assert step(3.0, [False, True]) == [[1, 2, 3], [103, 103, 103]]
+    assert step(4.0, [False, False]) == [[2, 3, 4], [103, 103, 104]]
+
+
+def test_a_head_with_history_tells_where_something_was():
+    """Speed shows in no single frame: only the difference of two tells it."""
+    head = _head((), history=2)
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(300):
+        proprio = torch.randn(64, 2, 4, generator=generator)
+        target = (proprio[:, 1] - proprio[:, 0])[:, None, :3].expand(-1, 2, -1)
+        loss = (head(Inputs(proprio, {})) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2  # of a variance of 2
 
 
 def test_first_execution_takes_the_newest_chunk():
@@ -98,7 +131,13 @@ def test_coordinates_are_row_and_column_of_where_attention_is():
     assert grid[6].tolist() == [1, -1]
 
 
-@pytest.mark.parametrize("values", [{"pooling": "mean"}, {"queries": 0}, {"hidden": ()}])
+@pytest.mark.parametrize("values", [{"name": "forest"}, {"loss": "hinge"}, {"chunk_steps": 0}, {"history": 0}])
 def test_bad_settings_are_refused(values):
-    with pytest.raises(ValueError, match="head"):
+    with pytest.raises(ValueError, match="expected head"):
         HeadConfig(**values)
+
+
+@pytest.mark.parametrize("values", [{"pooling": "max"}, {"queries": 0}, {"hidden": ()}])
+def test_bad_trunks_are_refused(values):
+    with pytest.raises(ValueError, match="trunk"):
+        TrunkConfig(**values)

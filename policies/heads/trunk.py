@@ -1,97 +1,107 @@
-"""How do a frame's tokens and the proprioception become the next K actions? Pooling per camera, then an MLP."""
+"""How do tokens of each camera and proprioception become one vector? Pooling per camera, then blocks of an MLP."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policies.heads.base import InputSizes
 from policies.observation import Inputs
 from toto_robot.models.pooling import AttentionPooling
 
-POOLINGS = ("both", "values", "coordinates")
+POOLINGS = ("both", "values", "coordinates", "mean")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """Sizes of the pooled MLP head."""
+class TrunkConfig:
+    """Sizes of the trunk: pooling, and an MLP."""
 
-    chunk_steps: int = 1  # actions predicted at once, K
-    pooling: str = "both"  # what attention gives: values (what is there), coordinates (where it looks), or both
+    pooling: str = "both"  # of attention its values (what is there), coordinates (where it looks) or both; or mean
     queries: int = 4  # learned queries of the attention pooling, each camera
     attention_heads: int = 4  # heads of the attention pooling
     query_init: float = 1.0  # standard deviation of the first queries
     position_init: float = 0.5  # standard deviation of the first positions; tokens are normed to 1
     camera_width: int = 64  # features that each camera contributes
     proprio_width: int = 64  # features that the proprioception contributes
-    hidden: tuple[int, ...] = (256, 256)  # widths of the trunk
+    hidden: tuple[int, ...] = (256, 256)  # widths of the MLP
 
     def __post_init__(self) -> None:
-        for name in ("chunk_steps", "queries", "attention_heads", "camera_width", "proprio_width"):
+        for name in ("queries", "attention_heads", "camera_width", "proprio_width"):
             if getattr(self, name) < 1:
-                raise ValueError(f"expected head.{name} of at least 1, got {getattr(self, name)}")
+                raise ValueError(f"expected trunk.{name} of at least 1, got {getattr(self, name)}")
         if self.pooling not in POOLINGS:
-            raise ValueError(f"expected head.pooling {', '.join(POOLINGS)}, got {self.pooling!r}")
-        if not self.hidden:
-            raise ValueError("expected at least one width in head.hidden, such as [256, 256]")
+            raise ValueError(f"expected trunk.pooling {', '.join(POOLINGS)}, got {self.pooling!r}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"expected at least one width in trunk.hidden, such as [256,256], got {self.hidden}")
 
 
-class PooledMLP(nn.Module):
-    """Attention pooling with learned positions per camera, a proprioception MLP, a trunk, a chunk of K actions.
+class Trunk(nn.Module):
+    """Pooling with learned positions per camera, a proprioception MLP, and an MLP over both.
 
     Beside the pooled values each attention map gives its mean place in the picture (spatial softmax, Finn et al. 2016):
     two numbers that say where something is generalise from few demonstrations where hundreds of values overfit.
-    The output is in normalised action units. Without cameras it is a policy of proprioception alone.
+    Frames of the history are pooled by the same weights and stand side by side. Without cameras it is a trunk of
+    proprioception alone.
     """
 
     grid: Tensor
 
-    def __init__(
-        self,
-        config: HeadConfig,
-        *,
-        cameras: Sequence[str],
-        tokens_per_frame: int,
-        token_width: int,
-        proprio_dim: int,
-        action_dim: int,
-    ) -> None:
+    def __init__(self, config: TrunkConfig, sizes: InputSizes) -> None:
         super().__init__()
-        self.config, self.proprio_dim, self.action_dim = config, proprio_dim, action_dim
-        self.pools = nn.ModuleDict({name: _pool(config, tokens_per_frame, token_width) for name in cameras})
-        self.register_buffer("grid", token_grid(tokens_per_frame), persistent=False)
-        pooled = {"values": config.queries * token_width, "coordinates": 2 * config.queries * config.attention_heads}
-        width = sum(count for kind, count in pooled.items() if config.pooling in (kind, "both"))
-        self.projections = nn.ModuleDict({name: _block(width, config.camera_width) for name in cameras})
-        self.proprio = _block(proprio_dim, config.proprio_width)
-        widths = [len(self.pools) * config.camera_width + config.proprio_width, *config.hidden]
-        self.trunk = nn.Sequential(*(_block(a, b) for a, b in itertools.pairwise(widths)))
-        self.out = nn.Linear(widths[-1], config.chunk_steps * action_dim)
+        self.config, self.sizes = config, sizes
+        attends = config.pooling != "mean"
+        self.pools = nn.ModuleDict({name: _pool(config, sizes) for name in sizes.cameras if attends})
+        places = token_grid(sizes.tokens_per_frame) if _looks(config) else torch.zeros(0, 2)
+        self.register_buffer("grid", places, persistent=False)
+        self.projections = nn.ModuleDict(
+            {name: block(_pooled_width(config, sizes.token_width), config.camera_width) for name in sizes.cameras}
+        )
+        self.proprio = block(sizes.proprio_dim, config.proprio_width)
+        widths = [sizes.history * (len(sizes.cameras) * config.camera_width + config.proprio_width), *config.hidden]
+        self.mlp = nn.Sequential(*(block(a, b) for a, b in itertools.pairwise(widths)))
+        self.width = widths[-1]
 
     def forward(self, inputs: Inputs, feature_dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """Return normalised actions (B, K, A).
+        """Return (B, width).
 
         `feature_dropout` zeroes that part of the camera and proprioception features, drawn from `generator`: the masks
         are an argument, so that a resumed training draws the same ones.
         """
-        parts = [self.projections[name](self._pooled(name, inputs.tokens[name])) for name in self.pools]
-        features = torch.cat([*parts, self.proprio(inputs.proprio)], dim=-1)
+        frames = flatten_history(inputs, self.sizes.history)  # (B * Ho, ...)
+        parts = [project(self._pooled(name, frames.tokens[name])) for name, project in self.projections.items()]
+        features = torch.cat([*parts, self.proprio(frames.proprio)], dim=-1)
+        features = features.view(-1, self.sizes.history * features.shape[-1])
         if feature_dropout > 0:
             kept = torch.rand(features.shape, generator=generator) >= feature_dropout
             features = features * kept.to(features) / (1 - feature_dropout)
-        chunk: Tensor = self.out(self.trunk(features))
-        return chunk.view(-1, self.config.chunk_steps, self.action_dim)
+        out: Tensor = self.mlp(features)
+        return out
 
     def _pooled(self, camera: str, tokens: Tensor) -> Tensor:
+        if self.config.pooling == "mean":
+            return F.rms_norm(tokens, tokens.shape[-1:]).mean(dim=1)
         values, attention = pool_tokens(self.pools[camera], tokens)  # type: ignore[arg-type]
         if self.config.pooling == "values":
             return values
         coordinates = (attention.transpose(1, 2) @ self.grid).flatten(1)  # (B, queries * H * 2)
         return coordinates if self.config.pooling == "coordinates" else torch.cat([values, coordinates], dim=1)
+
+
+def block(width_in: int, width_out: int) -> nn.Sequential:
+    """Linear, norm, GELU: the norm keeps one learning rate good for encoders of any feature scale."""
+    return nn.Sequential(nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.GELU())
+
+
+def flatten_history(inputs: Inputs, history: int) -> Inputs:
+    """Join the batch and history axes: (B, Ho, Dp) and (B, Ho, P, D) to (B * Ho, Dp) and (B * Ho, P, D)."""
+    if history == 1:
+        return inputs
+    return Inputs(inputs.proprio.flatten(0, 1), {name: tokens.flatten(0, 1) for name, tokens in inputs.tokens.items()})
 
 
 def token_grid(tokens_per_frame: int) -> Tensor:
@@ -127,15 +137,22 @@ def pool_tokens(pool: AttentionPooling, tokens: Tensor) -> tuple[Tensor, Tensor]
     return values, attention
 
 
-def _pool(config: HeadConfig, tokens_per_frame: int, token_width: int) -> AttentionPooling:
-    pool = AttentionPooling(token_width, config.queries, config.attention_heads, tokens_per_frame)
+def _looks(config: TrunkConfig) -> bool:
+    return config.pooling in ("both", "coordinates")
+
+
+def _pooled_width(config: TrunkConfig, token_width: int) -> int:
+    coordinates = 2 * config.queries * config.attention_heads
+    values = config.queries * token_width
+    return {"mean": token_width, "values": values, "coordinates": coordinates, "both": values + coordinates}[
+        config.pooling
+    ]
+
+
+def _pool(config: TrunkConfig, sizes: InputSizes) -> AttentionPooling:
+    pool = AttentionPooling(sizes.token_width, config.queries, config.attention_heads, sizes.tokens_per_frame)
     # The module's own N(0, 0.02) attends evenly everywhere, and stays there for hundreds of steps: a saddle.
     nn.init.normal_(pool.query, std=config.query_init)
     assert pool.position is not None
     nn.init.normal_(pool.position, std=config.position_init)
     return pool
-
-
-def _block(width_in: int, width_out: int) -> nn.Sequential:
-    """Linear, norm, GELU: the norm keeps one learning rate good for encoders of any feature scale."""
-    return nn.Sequential(nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.GELU())
