@@ -13,7 +13,8 @@ from policies.bc import BCConfig
 from policies.chunks import ExecutionConfig
 from policies.encoder import EncoderConfig
 from policies.evaluate import EvaluationConfig
-from policies.report import ENCODER_LABELS, Row, write_report
+from policies.page import ENCODER_LABELS
+from policies.report import Row, write_report
 from policies.train import TrainPolicyConfig, compare_encoders
 from toto_robot.cli import run_command
 from toto_robot.pretrain.stages import Stages

@@ -1,14 +1,15 @@
-"""How sure can one be of a success rate, of the difference of two, and of a mean over seeds?
+"""How sure can one be of a success rate, and of the difference of two, on other episodes or on the same ones?
 
 No rate of ours is printed without its interval. Sources: Wilson (1927), score interval; Newcombe (1998), "Interval
-estimation for the difference between independent proportions", method 10; Agarwal et al. (2021), "Deep RL at the edge
-of the statistical precipice", interquartile mean and stratified bootstrap.
+estimation for the difference between independent proportions", method 10, and "Improved confidence intervals for the
+difference between binomial proportions based on paired data", method 10; McNemar (1947), here the exact test. What
+comes on top when a policy is trained again stands in seed_statistics.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -92,43 +93,81 @@ def needed_rollouts(rate_1: float, rate_2: float, power: float = 0.8, confidence
     return math.ceil(root**2)
 
 
-def interquartile_mean(values: np.ndarray) -> float:
-    """Return the mean of the middle half of `values`, the outermost ones weighted by the fraction that lies inside.
-
-    Robust to one lucky or dead seed, less noisy than the median.
-    """
-    ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
-    edges = np.arange(len(ordered) + 1) / len(ordered)
-    inside = np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25)
-    weights = np.clip(inside, 0.0, None)
-    return float(np.sum(weights * ordered) / np.sum(weights))
+def detectable_difference(rate: float, episodes: int, power: float = 0.8, confidence: float = 0.95) -> float:
+    """Return the smallest difference from `rate` that `episodes` rollouts of each policy would show with that power."""
+    sizes = np.arange(1, 101) / 100
+    for size in sizes:
+        others = [other for other in (rate - size, rate + size) if 0 <= other <= 1]
+        if others and min(needed_rollouts(rate, other, power, confidence) for other in others) <= episodes:
+            return float(size)
+    return 1.0
 
 
-def bootstrap_interval(
-    groups: Sequence[Sequence[float] | np.ndarray],
-    statistic: Callable[[np.ndarray], float] | None = None,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Return (estimate, low, high) of a statistic over seeds by the stratified percentile bootstrap.
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two policies on the same episodes: how often both, one, or neither succeeded."""
 
-    `groups` holds one row of scores for each task (stratum), one score for each seed; seeds are drawn again within
-    their own task, then all are given to `statistic` at once (default: the mean). Three seeds give a rough interval.
-    """
-    rows = [np.asarray(group, dtype=np.float64) for group in groups]
-    if not rows or any(row.size == 0 for row in rows):
-        raise ValueError("expected at least one score in every group, got an empty one")
-    measure = _mean if statistic is None else statistic
-    generator = np.random.default_rng(seed)
-    draws = np.empty(resamples)
-    for index in range(resamples):
-        again = [row[generator.integers(row.size, size=row.size)] for row in rows]
-        draws[index] = measure(np.concatenate(again))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return measure(np.concatenate(rows)), float(low), float(high)
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that both policies ran."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def difference(self) -> float:
+        """The first policy's rate minus the second's."""
+        return (self.only_first - self.only_second) / self.episodes
+
+    @property
+    def p_value(self) -> float:
+        """Exact two-sided McNemar test: how likely so uneven a split of the disagreements is between equals."""
+        disagreements, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
+        tail = sum(math.comb(disagreements, k) for k in range(fewer + 1))
+        return min(1.0, 2 * tail / 2**disagreements)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference: Newcombe's for independent rates, narrowed by how far outcomes agree."""
+        n, first, second = self.episodes, self.both + self.only_first, self.both + self.only_second
+        low_1, high_1 = wilson_interval(first, n)
+        low_2, high_2 = wilson_interval(second, n)
+        down_1, up_1, down_2, up_2 = first / n - low_1, high_1 - first / n, second / n - low_2, high_2 - second / n
+        agreement = self._agreement(first, second)
+        low = math.sqrt(max(0.0, down_1**2 - 2 * agreement * down_1 * up_2 + up_2**2))
+        high = math.sqrt(max(0.0, down_2**2 - 2 * agreement * down_2 * up_1 + up_1**2))
+        return self.difference - low, self.difference + high
+
+    def _agreement(self, first: int, second: int) -> float:
+        """Correlation of the outcomes with Newcombe's continuity correction, 0 where it does not exist."""
+        n = self.episodes
+        product = first * (n - first) * second * (n - second)
+        cross: float = self.both * self.neither - self.only_first * self.only_second
+        if cross > 0:
+            cross = max(cross - n / 2, 0.0)
+        return cross / math.sqrt(product) if product else 0.0
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{100 * self.difference:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}], McNemar p = {self.p_value:.2g}"
+        )
+
+
+def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """Compare two policies' outcomes on the same episodes, given in the same order."""
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"expected outcomes of the same episodes, got {len(first)} and {len(second)}")
+    one, two = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    return Paired(
+        both=int((one & two).sum()),
+        only_first=int((one & ~two).sum()),
+        only_second=int((~one & two).sum()),
+        neither=int((~one & ~two).sum()),
+    )
 
 
 def rate_summary(successes: int, episodes: int) -> dict[str, Any]:
@@ -140,10 +179,6 @@ def rate_summary(successes: int, episodes: int) -> dict[str, Any]:
         "rate": successes / episodes,
         "wilson95": [round(low, 4), round(high, 4)],
     }
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values))
 
 
 def _quantile(confidence: float) -> float:
