@@ -1,6 +1,6 @@
 """How does a report become one HTML file that needs nothing beside it: style, tables, figures, notes?
 
-Text that is given to `heading`, `paragraph`, `table`, `figure` and `bullets` is escaped; the parts they return are HTML.
+Text given to `heading`, `paragraph`, `table`, `figure` and `bullets` is escaped; the parts they return are HTML.
 """
 
 from __future__ import annotations
