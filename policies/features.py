@@ -20,7 +20,7 @@ from tqdm import tqdm
 from policies.observation import check_images
 from toto_robot.data.episodes import IMAGE_PREFIX, EpisodeStore
 from toto_robot.encoders.base import Encoder
-from toto_robot.run_folder import read_json, write_json
+from toto_robot.run_folder import read_json, wait_for_folder, write_json
 
 ROWS = 16  # episodes in one stream: most of the speed of larger batches, little idle time at the end of a group
 _GROUP = 64  # episodes between two commits
@@ -82,7 +82,9 @@ def cached_features(
     for camera in cameras:
         cache = CameraFeatures(folder / f"{camera}.npy", shape)
         if cache.episodes_done < episodes:
-            _fill(cache, encoder, store, camera, episodes)
+            with wait_for_folder(folder):  # of processes that share a cache one computes, the others find it done
+                if cache.episodes_done < episodes:
+                    _fill(cache, encoder, store, camera, episodes)
         features[camera] = cache.open()[:frames]
     return features
 

@@ -34,6 +34,7 @@ class TrainPolicyConfig:
 
     MAY_CHANGE = ("evaluation", "cache")  # neither changes the policy
 
+    policy: str = "bc"  # learner: bc (behaviour cloning)
     env: str = "franka_pick"  # short name or gymnasium id
     demos: str | None = None  # episode store; null is outputs/collect/<env>/episodes, collected when short of episodes
     demonstrations: int = 50  # episodes to use: the first ones of the store
@@ -46,6 +47,8 @@ class TrainPolicyConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        if self.policy != "bc":
+            raise ValueError(f"expected policy bc, got {self.policy!r}")
         if self.demonstrations < 1:
             raise ValueError(f"expected at least one demonstration, got {self.demonstrations}")
         if self.seed < 0:

@@ -70,6 +70,15 @@ def lock_folder(path: Path) -> io.TextIOWrapper:
     return lock
 
 
+@contextlib.contextmanager
+def wait_for_folder(path: Path) -> Iterator[None]:
+    """Hold the lock of a folder for the block, after whoever has it: work that several processes need once."""
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / ".lock", "a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        yield
+
+
 def sha256_file(path: Path) -> str:
     """Return the hex SHA-256 of a file."""
     with open(path, "rb") as file:
