@@ -25,7 +25,7 @@ from policies.heads.base import Head, InputSizes
 from policies.heads.build import build_head, head_config_from_json
 from policies.normalize import Normalizer
 from policies.policy import Policy
-from toto_robot.encoders.base import Encoder
+from toto_robot.encoders.base import Encoder, layer_setting
 from toto_robot.encoders.load import load_encoder
 from toto_robot.run_folder import provenance, read_json, sha256_file, write_json
 from toto_robot.weights import read_config, read_weights, write_model
@@ -171,7 +171,7 @@ def _description(content: BundleContent) -> dict[str, Any]:
         "task": dict(content.task),
         "encoder": {
             "name": encoder.name,
-            "layer": encoder.layer,
+            "layer": layer_setting(encoder.layers),
             "context_frames": encoder.context_frames,
             "parameters": encoder.parameters,
             "fingerprint": encoder.fingerprint,
