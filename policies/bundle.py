@@ -147,8 +147,7 @@ def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | N
         f"{encoder['parameters']:,} parameters, frozen",
         f"- Cameras: {', '.join(description['cameras']) or 'none'} at {task['image_size']} px; "
         f"proprioception: {len(task['proprio_names'])} values",
-        f"- Trained by behaviour cloning on {training['demonstrations']} scripted demonstrations "
-        f"({training['frames']} frames), policy seed {training['seed']}",
+        f"- Trained by {_how(training)}, policy seed {training['seed']}",
         "",
         "| action | at 1.0 | unit |",
         "|---|---|---|",
@@ -159,6 +158,12 @@ def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | N
         "",
     ]
     return "\n".join(lines)
+
+
+def _how(training: Mapping[str, Any]) -> str:
+    if training.get("learner") == "ppo":
+        return f"PPO in {training['env_steps']:,} environment steps"
+    return f"behaviour cloning on {training['demonstrations']} scripted demonstrations ({training['frames']} frames)"
 
 
 def _description(content: BundleContent) -> dict[str, Any]:

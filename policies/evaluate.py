@@ -23,7 +23,7 @@ from policies.videos import keep_first, write_overview
 from toto_robot.run_folder import read_json, write_json, write_text
 
 FIRST_SEED = 1_000_000  # demonstrations are collected from seed 0 on
-_TOLD = ("demonstrations", "validation_demonstrations", "frames", "seed", "demonstrated_seeds")
+_TOLD = ("learner", "env_steps", "demonstrations", "validation_demonstrations", "frames", "seed", "demonstrated_seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,10 +206,12 @@ def summarize(
 def summary_line(evaluation: Mapping[str, Any]) -> str:
     """Return one line for people."""
     rate = Rate(successes=evaluation["successes"], episodes=evaluation["episodes"])
-    encoder, count = evaluation["encoder"]["name"], evaluation["policy"].get("demonstrations")
+    encoder, told = evaluation["encoder"]["name"], evaluation["policy"]
+    steps_done = f"{told['env_steps']:,} environment steps" if "env_steps" in told else ""
+    learned_from = steps_done or f"{told.get('demonstrations')} demonstrations"
     steps = evaluation["steps_to_success"]
     took = f", median {steps['median']:.0f} steps" if steps else ""
-    return f"{evaluation['env']}, encoder {encoder}, {count} demonstrations: {rate} (Wilson 95 %){took}"
+    return f"{evaluation['env']}, encoder {encoder}, {learned_from}: {rate} (Wilson 95 %){took}"
 
 
 def attach_evaluation(bundle: Path, evaluation: Mapping[str, Any] | None) -> None:
