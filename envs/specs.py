@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -142,6 +143,14 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is allowed."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_latencies(latency_s: float | Sequence[float]) -> tuple[float, ...]:
+    """Return delays in s; ValueError for none, NaN, or one outside 0..2 s."""
+    delays = tuple(float(delay) for delay in np.atleast_1d(np.asarray(latency_s, np.float64)))
+    if not delays or not all(0.0 <= delay <= 2.0 for delay in delays):
+        raise ValueError(f"latency_s must be a delay of 0 to 2 s, or several, got {latency_s!r}")
+    return delays
 
 
 def check_cameras(cameras: Any) -> tuple[str, ...]:

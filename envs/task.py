@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import gymnasium
@@ -80,6 +81,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         render_quality: `lean` for learning, `full` for people.
         render_mode: None or `rgb_array` (the front camera, at least 480 px).
         randomize: None, "all", or axis -> strength (envs/randomize.py).
+        latency_s: delay of every action on top of that, s, exact to a physics step; of several one is drawn an episode.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's)
@@ -96,6 +98,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         render_quality: str = "lean",
         render_mode: str | None = None,
         randomize: Any = None,
+        latency_s: float | Sequence[float] = 0.0,
     ) -> None:
         specs.check_choice("obs_mode", obs_mode, specs.OBS_MODES)
         specs.check_choice("action_mode", action_mode, specs.ACTION_MODES)
@@ -121,6 +124,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
             self._randomizer = Randomizer(axes, self.scene, self._shared_model)
         self._draw_now = Draw()
         self._waiting: deque[Floats] = deque()  # actions on their way to the arm
+        self._latencies_s, self._late_substeps = specs.check_latencies(latency_s), 0
         self.data = mujoco.MjData(self.scene.model)
         self.controller = ArmController(self.scene, self.preset, action_mode)
         self._position_low, high = specs.position_range(task.robot)
@@ -152,20 +156,27 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self._latched = self._goal_now = False
         self._refresh()
         self.controller.reset(self.data)
-        delay = round(self._draw_now.latency_s * self.preset.control_rate_hz)
-        self._waiting = deque([self.controller.neutral_action()] * delay)
+        latency_s = float(self.np_random.choice(self._latencies_s))
+        late, self._late_substeps = divmod(round(latency_s / self.preset.timestep_s), self.preset.substeps)
+        late += round(self._draw_now.latency_s * self.preset.control_rate_hz)
+        self._waiting = deque([self.controller.neutral_action()] * late)
         zero = np.zeros(self.action_space.shape or 0)
         info = self._info(self.task.reward_terms(self.scene, self.data, zero))
         if self._randomizer is not None:
             info["randomization"] = self._draw_now.numbers
+        if any(self._latencies_s):
+            info["latency_s"] = latency_s
         return self._observe(), info
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move one control period; `action` (A,) in [-1, 1]. Truncates at the horizon, terminates on failure only."""
         checked = self._check_action(action)
         self._waiting.append(checked)
+        if self._late_substeps:  # the command before still holds
+            mujoco.mj_step(self.scene.model, self.data, nstep=self._late_substeps)
+            self._refresh()
         self.controller.apply(self.data, self._waiting.popleft())
-        mujoco.mj_step(self.scene.model, self.data, nstep=self.preset.substeps)
+        mujoco.mj_step(self.scene.model, self.data, nstep=self.preset.substeps - self._late_substeps)
         collided = self._arm_collided()
         self._refresh()
         self._steps += 1
