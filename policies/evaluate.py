@@ -16,14 +16,15 @@ from tqdm import tqdm
 
 from policies.bundle import bundle_hash, check_bundle, model_card, write_card
 from policies.environment import randomization
+from policies.latency import read_latency
 from policies.processes import Processes, usable_cores
 from policies.rollout import EpisodeResult, Job, worker
 from policies.statistics import Rate, rate_summary
-from policies.videos import keep_first, write_overview
+from policies.videos import keep_first, write_outcomes, write_overview
 from toto_robot.run_folder import read_json, write_json, write_text
 
 FIRST_SEED = 1_000_000  # demonstrations are collected from seed 0 on
-_TOLD = ("learner", "env_steps", "demonstrations", "validation_demonstrations", "frames", "seed", "demonstrated_seeds")
+_TOLD = ("demonstrations", "validation_demonstrations", "frames", "seed", "demonstrated_seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,9 @@ class EvaluationConfig:
     videos: int = 2  # videos of successes, and of failures
     randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
     randomize_strength: float = 1.0  # 1 is the whole range of each axis
+    latency_s: str | None = (
+        None  # delay of every action: seconds, or a JSON file of what was measured (p50_s and p99_s)
+    )
 
     def __post_init__(self) -> None:
         for name in ("episodes", "envs_per_worker"):
@@ -46,47 +50,15 @@ class EvaluationConfig:
             raise ValueError(f"expected first_seed and videos of 0 or more, got {self.first_seed} and {self.videos}")
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """What the environment is made with, on top of what the policy needs."""
+        delay = {} if self.latency_s is None else {"latency_s": read_latency(self.latency_s)}
+        return {**randomization(self.randomize, self.randomize_strength), **delay}
+
+    @property
     def seeds(self) -> range:
         """All seeds of the evaluation."""
         return range(self.first_seed, self.first_seed + self.episodes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Settings of `toto_robot evaluate`."""
-
-    MAY_CHANGE = ("episodes", "workers", "videos")  # more episodes continue; the processes change nothing
-
-    policy: str  # bundle folder of a trained policy
-    episodes: int = 100  # held-out seeds
-    first_seed: int = FIRST_SEED  # seeds first_seed, first_seed + 1, ...; the default is never demonstrated
-    workers: int | None = None  # processes; null is one a core
-    envs_per_worker: int = 8  # environments in lock-step in a process
-    videos: int = 2  # videos of successes, and of failures
-    randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
-    randomize_strength: float = 1.0  # 1 is the whole range of each axis
-
-    def __post_init__(self) -> None:
-        assert self.evaluation  # checks the values
-
-    @property
-    def evaluation(self) -> EvaluationConfig:
-        """The same without the policy."""
-        return EvaluationConfig(**{key: value for key, value in asdict(self).items() if key != "policy"})
-
-
-def evaluate(config: EvaluateConfig, run_dir: Path) -> int:
-    """Measure the closed-loop success of a policy bundle on held-out seeds, with its 95 % Wilson interval.
-
-    Seeds that are done are not run again: the same command continues, and episodes=<more> extends. Writes
-    evaluation.json, episodes.jsonl and videos.
-    """
-    bundle = Path(config.policy)
-    with Evaluator(config.evaluation) as evaluator:
-        result = evaluator.evaluate(bundle, run_dir)
-    print(summary_line(result))
-    print(f"wrote {run_dir / 'evaluation.json'}")
-    return 0
 
 
 class Evaluator:
@@ -107,35 +79,39 @@ class Evaluator:
             self._processes.__exit__(kind, error, trace)
             self._processes = None
 
-    def evaluate(self, bundle: Path, run_dir: Path) -> dict[str, Any]:
+    def evaluate(self, bundle: Path, run_dir: Path, config: EvaluationConfig | None = None) -> dict[str, Any]:
         """Run the seeds that are not done yet, write evaluation.json and return it.
 
-        ValueError for a damaged bundle, for results of another policy in `run_dir`, for demonstrated seeds, or for an
-        environment that is not the one of the demonstrations.
+        `config` replaces the evaluator's own, all but the number of processes. ValueError for a damaged bundle, for
+        results of another policy in `run_dir`, for demonstrated seeds, or for an environment that is not the one of
+        the demonstrations.
         """
+        config = config or self.config
         description = check_bundle(bundle)
-        _check_held_out(description["training"], self.config)
+        _check_held_out(description["training"], config)
         log = _EpisodeLog(run_dir / "episodes.jsonl", bundle_hash(bundle))
-        waiting = [seed for seed in self.config.seeds if seed not in log.results]
+        waiting = [seed for seed in config.seeds if seed not in log.results]
         if waiting:
-            self._run(bundle, run_dir, waiting, log)
-        results = [log.results[seed] for seed in self.config.seeds]
-        evaluation = summarize(results, description, bundle_hash(bundle), self.config)
+            self._run(bundle, run_dir, waiting, log, config)
+        results = [log.results[seed] for seed in config.seeds]
+        evaluation = summarize(results, description, bundle_hash(bundle), config)
         write_json(run_dir / "evaluation.json", evaluation)
-        if self.config.videos:
-            strips = keep_first(run_dir / "videos", self.config.videos)
+        if config.videos:
+            strips = keep_first(run_dir / "videos", config.videos)
             shown = [*strips[True][:1], *strips[False][:1]]
             if shown:
                 write_overview(run_dir / "rollouts.png", shown)
+            if len(shown) == 2:
+                write_outcomes(run_dir / "outcomes.mp4", *(strip.with_suffix(".mp4") for strip in shown))
         return evaluation
 
-    def _run(self, bundle: Path, run_dir: Path, seeds: list[int], log: _EpisodeLog) -> None:
+    def _run(self, bundle: Path, run_dir: Path, seeds: list[int], log: _EpisodeLog, config: EvaluationConfig) -> None:
         if self._processes is None:
             self._processes = Processes(self._count, worker).__enter__()
         for index in range(self._count):
             share = tuple(seeds[index :: self._count])  # fixed by the seed list, not by who is faster
             if share:
-                self._processes.send(index, self._job(bundle, run_dir, share, index))
+                self._processes.send(index, _job(bundle, run_dir, share, index, config))
         successes = sum(result["success"] for result in log.results.values())
         done = len(log.results)
         with tqdm(total=done + len(seeds), initial=done, desc="evaluate", unit="episode", smoothing=0.05) as bar:
@@ -148,17 +124,17 @@ class Evaluator:
                     bar.update()
                     bar.set_postfix_str(f"{successes}/{len(log.results)} succeeded")
 
-    def _job(self, bundle: Path, run_dir: Path, seeds: tuple[int, ...], index: int) -> Job:
-        videos = str(run_dir / "videos") if self.config.videos else None
-        return Job(
-            bundle=str(bundle),
-            seeds=seeds,
-            slots=self.config.envs_per_worker,
-            worker=index,
-            videos=videos,
-            videos_each=self.config.videos,
-            settings=randomization(self.config.randomize, self.config.randomize_strength),
-        )
+
+def _job(bundle: Path, run_dir: Path, seeds: tuple[int, ...], index: int, config: EvaluationConfig) -> Job:
+    return Job(
+        bundle=str(bundle),
+        seeds=seeds,
+        slots=config.envs_per_worker,
+        worker=index,
+        videos=str(run_dir / "videos") if config.videos else None,
+        videos_each=config.videos,
+        settings=config.environment,
+    )
 
 
 def summarize(
@@ -189,12 +165,14 @@ def summarize(
             "scene": task["scene_hash"],
         },
         "steps_to_success": _quartiles(succeeded),
+        "return": _quartiles([result["reward"] for result in results]),
         "ended": {kind: sum(r["ended"] == kind for r in results) for kind in ("success", "failure", "horizon")},
         "ms_per_step": {
             part: round(1000 * sum(result[f"{part}_s"] for result in results) / max(1, steps), 3)
             for part in ("sim", "encode", "head")
         },
-        "randomization": randomization(config.randomize, config.randomize_strength).get("randomize"),
+        "randomization": config.environment.get("randomize"),
+        "latency_s": _quartiles(config.environment.get("latency_s", ())),
         "batch": config.envs_per_worker,
         "by_environment": [
             {"worker": key[0], "slot": key[1], "episodes": len(row), "successes": sum(row)}
@@ -206,17 +184,27 @@ def summarize(
 def summary_line(evaluation: Mapping[str, Any]) -> str:
     """Return one line for people."""
     rate = Rate(successes=evaluation["successes"], episodes=evaluation["episodes"])
-    encoder, told = evaluation["encoder"]["name"], evaluation["policy"]
-    steps_done = f"{told['env_steps']:,} environment steps" if "env_steps" in told else ""
-    learned_from = steps_done or f"{told.get('demonstrations')} demonstrations"
-    steps = evaluation["steps_to_success"]
-    took = f", median {steps['median']:.0f} steps" if steps else ""
-    return f"{evaluation['env']}, encoder {encoder}, {learned_from}: {rate} (Wilson 95 %){took}"
+    encoder, count = evaluation["encoder"]["name"], evaluation["policy"].get("demonstrations")
+    steps, gained = evaluation["steps_to_success"], evaluation["return"]
+    took = (
+        f", median {steps['median']:.0f} steps"
+        if steps
+        else ", no success, which leaves all rates of the interval possible"
+    )
+    return (
+        f"{evaluation['env']}, encoder {encoder}, {count} demonstrations: {rate} (Wilson 95 %){took}; "
+        f"return median {gained['median']:.3g} [quartiles {gained['q25']:.3g}, {gained['q75']:.3g}]"
+    )
 
 
 def attach_evaluation(bundle: Path, evaluation: Mapping[str, Any] | None) -> None:
     """Put an evaluation, once there is one, and the model card that tells it into the bundle that earned it."""
     write_card(bundle, model_card(read_json(bundle / "policy.json"), evaluation), evaluation)
+
+
+def read_outcomes(run_dir: Path, policy_hash: str) -> dict[int, dict[str, Any]]:
+    """Return the results of one policy that an evaluation has left in a folder, by held-out seed."""
+    return _EpisodeLog(run_dir / "episodes.jsonl", policy_hash).results
 
 
 class _EpisodeLog:
@@ -265,8 +253,9 @@ def _check_held_out(training: Mapping[str, Any], config: EvaluationConfig) -> No
         )
 
 
-def _quartiles(values: Sequence[int]) -> dict[str, float]:
+def _quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Return mean and quartiles; {} of nothing."""
     if not values:
         return {}
     low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"q25": float(low), "median": float(middle), "q75": float(high)}
+    return {"mean": float(np.mean(values)), "q25": float(low), "median": float(middle), "q75": float(high)}

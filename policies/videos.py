@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -15,6 +16,7 @@ _SIDE_PX = 256  # of a camera in a video
 _STRIP_FRAMES = 8
 _STRIP_SIDE_PX = 112
 _PLAYBACK_HZ = 20.0
+_BAR_PX, _GREEN, _RED = 8, (45, 164, 78), (207, 34, 46)
 _NAMES = {True: "success", False: "failure"}
 
 
@@ -66,6 +68,21 @@ def write_overview(path: Path, strips: Sequence[Path]) -> None:
         top += picture.height
     with atomic_path(path) as temporary:
         canvas.save(temporary, format="png")
+
+
+def write_outcomes(path: Path, success: Path, failure: Path) -> None:
+    """Write one mp4 of a success (green bar) beside a failure (red bar); the shorter one holds its last picture."""
+    sides = [_barred(video, colour) for video, colour in ((success, _GREEN), (failure, _RED))]
+    steps = max(len(side) for side in sides)
+    pictures = [np.concatenate([side[min(step, len(side) - 1)] for side in sides], axis=1) for step in range(steps)]
+    write_mp4(path, pictures, _PLAYBACK_HZ)
+
+
+def _barred(video: Path, colour: tuple[int, int, int]) -> list[np.ndarray]:
+    bar = _BAR_PX
+    with av.open(str(video)) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return [np.concatenate([np.full_like(picture[:bar], colour), picture]) for picture in pictures]
 
 
 def _enlarge(picture: np.ndarray, scale: int) -> np.ndarray:

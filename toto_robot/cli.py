@@ -109,18 +109,30 @@ COMMANDS: dict[str, Command] = {
     ),
     "train-policy": Command(
         "policies.train:train_policy",
-        "behaviour cloning or PPO on frozen features, then evaluation on held-out seeds",
+        "behaviour cloning on frozen features, then evaluation on held-out seeds",
         (
             "train-policy env=franka_pick encoder=toto",
             "train-policy encoder=mae demonstrations=50 seed=1",
-            "train-policy policy=ppo env=franka_pick preset=pixmc encoder=state",
             "train-policy --multirun encoder=toto,mae,random_vit seed=0,1,2",
         ),
     ),
     "evaluate": Command(
-        "policies.evaluate:evaluate",
-        "closed-loop success of a policy bundle with its Wilson interval",
-        ("evaluate policy=outputs/train-policy/default/bundle episodes=200",),
+        "policies.evaluate_command:evaluate",
+        "closed-loop success of policy bundles with Wilson intervals, paired differences, robustness",
+        (
+            "evaluate policy=outputs/train-policy/default/bundle episodes=200",
+            "evaluate policy=first/bundle,second/bundle episodes=200",
+            "evaluate policy=outputs/train-policy/default/bundle sweep=[lights,cameras,latency] latency_s=0.08",
+        ),
+    ),
+    "compare": Command(
+        "policies.compare:compare",
+        "encoders against each other: same data, seeds, head and budget; curves, intervals, one report",
+        (
+            "compare env=franka_pick encoders=[toto,mae,random_vit,none] demonstrations=[20,50] seeds=10",
+            "compare envs=[franka_pick,kuka_pick] encoders=[toto,short:toto@context_frames=1] tests=[plain,cameras]",
+            "compare encoders=[toto=outputs/pretrain/toto/pretrained_model,mae] layers=[0,mid,last] run=outputs/mine",
+        ),
     ),
     "data info": Command(
         "toto_robot.data.commands:info",
@@ -378,14 +390,27 @@ def _check_overrides(name: str, schema: type, overrides: Sequence[str]) -> None:
 
 
 def _bracketed(schema: type, overrides: Sequence[str]) -> list[str]:
-    """Give lists their brackets, which a shell may take for its own: `data=a,b` means `data=[a,b]`."""
+    """Give lists their brackets, which a shell may take for its own: `data=a,b` means `data=[a,b]`.
+
+    Entries with a sign that Hydra keeps for itself get quotes: `encoders=[toto=<folder>]`.
+    """
     hints = typing.get_type_hints(schema)
     lists = {key for key, kind in hints.items() if _is_tuple(kind)}
     pairs = [override.partition("=") for override in overrides]
-    return [
+    bracketed = [
         f"{key}=[{value}]" if key.lstrip("+") in lists and value[:1] not in ("", "[", "$") and value != "null" else word
         for word, (key, _, value) in zip(overrides, pairs, strict=True)
     ]
+    return [_quote_entries(word) if word.partition("=")[0].lstrip("+") in lists else word for word in bracketed]
+
+
+def _quote_entries(override: str) -> str:
+    """Quote the entries of a flat list that hold an equals sign and no quotes."""
+    key, _, value = override.partition("=")
+    if "=" not in value or not value.startswith("[") or set("'\"{") & set(value):
+        return override
+    entries = [entry.strip() for entry in value.strip("[]").split(",")]
+    return f"{key}=[{','.join(repr(entry) if '=' in entry else entry for entry in entries)}]"
 
 
 def _open_run(name: str, schema: type, overrides: Sequence[str], run_dir: Path) -> Path:

@@ -9,9 +9,12 @@ import pytest
 
 from policies.bundle import load_policy
 from policies.environment import make_environment
-from policies.evaluate import EvaluateConfig, EvaluationConfig, Evaluator, evaluate
+from policies.evaluate import EvaluationConfig, Evaluator, summary_line
+from policies.evaluate_command import EvaluateConfig, evaluate
+from policies.latency import read_latency
 from policies.rollout import Job, environment_settings, roll_out, worker
 from policies.train import train_bundle
+from policies.videos import write_outcomes, write_rollout
 from tests.policies.small import make_small
 from toto_robot.data.video import probe
 from toto_robot.run_folder import read_json
@@ -41,7 +44,7 @@ def outcomes(run_dir):
 def evaluated(tmp_path_factory, bundle):
     """One evaluation by the command, on two processes, with videos."""
     run_dir = tmp_path_factory.mktemp("run")
-    config = EvaluateConfig(policy=str(bundle), episodes=3, workers=2, envs_per_worker=2, videos=1)
+    config = EvaluateConfig(policy=(str(bundle),), episodes=3, workers=2, envs_per_worker=2, videos=1)
     assert evaluate(config, run_dir) == 0
     return run_dir
 
@@ -56,6 +59,10 @@ def test_evaluation_json_says_what_scripts_rely_on(evaluated):
     assert {row["worker"] for row in result["by_environment"]} == {0, 1}
     assert sum(result["ended"].values()) == 3
     assert all(result["ms_per_step"][part] > 0 for part in ("sim", "encode", "head"))
+    gained = result["return"]
+    assert gained["q25"] <= gained["median"] <= gained["q75"] and result["latency_s"] == {}
+    line = summary_line({**result, "successes": 0, "steps_to_success": {}})
+    assert "0/3 = 0% [0%, 56%]" in line and "no success" in line
 
 
 def test_failures_are_on_video_with_cameras_side_by_side(evaluated):
@@ -64,6 +71,16 @@ def test_failures_are_on_video_with_cameras_side_by_side(evaluated):
     assert len(videos) == (successes > 0) + (successes < 3)
     assert (probe(videos[0]).width, probe(videos[0]).height) == (512, 256)
     assert (evaluated / "rollouts.png").exists()
+
+
+def test_a_success_and_a_failure_are_seen_side_by_side(tmp_path):
+    lengths = {True: 3, False: 8}
+    for success, steps in lengths.items():
+        frames = [{c: np.full((32, 32, 3), 20 * i, np.uint8) for c in ("front", "wrist")} for i in range(steps)]
+        write_rollout(tmp_path, int(success), success, frames)
+    write_outcomes(tmp_path / "both.mp4", tmp_path / "success_1.mp4", tmp_path / "failure_0.mp4")
+    found = probe(tmp_path / "both.mp4")
+    assert (found.width, found.height) == (1024, 264) and found.duration_s == pytest.approx(8 / 20, abs=0.06)
 
 
 def test_an_interrupted_evaluation_continues_on_other_processes(bundle, evaluated, tmp_path):
@@ -158,10 +175,54 @@ def test_bad_settings_are_refused(values):
 
 
 def test_randomised_evaluation_runs_the_same_policy_in_other_looks(bundle, evaluated, tmp_path):
-    config = EvaluateConfig(policy=str(bundle), episodes=3, workers=1, videos=0, randomize=("all",))
+    config = EvaluateConfig(policy=(str(bundle),), episodes=3, workers=1, videos=0, randomize=("all",))
     assert evaluate(config, tmp_path) == 0
     result = read_json(tmp_path / "evaluation.json")
     assert result["randomization"] == "all" and result["episodes"] == 3
     assert read_json(evaluated / "evaluation.json")["randomization"] is None
     with pytest.raises(ValueError, match=r"randomize_strength in 0\.\.3"):
         evaluate(replace(config, randomize_strength=7.0), tmp_path / "other")
+
+
+def test_a_sweep_compares_every_axis_with_the_plain_task_on_the_same_starts(bundle, evaluated, tmp_path):
+    shutil.copy(evaluated / "episodes.jsonl", tmp_path)  # the plain episodes are done
+    config = EvaluateConfig(
+        policy=(str(bundle),), episodes=3, workers=1, videos=0, sweep=("latency",), sweep_strengths=(0.5,)
+    )
+    assert evaluate(config, tmp_path) == 0
+    plain, late = read_json(tmp_path / "robustness.json")
+    assert (plain["axis"], late["axis"], late["strength"]) == ("plain", "latency", 0.5)
+    assert plain["difference"][0] == 0 and len(late["wilson95"]) == 2
+    assert read_json(tmp_path / "sweep" / "latency-0.5" / "evaluation.json")["randomization"] == {"latency": 0.5}
+    assert (tmp_path / "robustness.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="one axis at a time"):
+        replace(config, randomize=("lights",))
+
+
+def test_several_policies_run_on_the_same_starts_and_are_compared(bundle, evaluated, tmp_path, capsys):
+    other = shutil.copytree(bundle, tmp_path / "other")
+    for name in ("0-run", "1-other"):
+        (tmp_path / name).mkdir()
+        shutil.copy(evaluated / "episodes.jsonl", tmp_path / name)
+    assert evaluate(EvaluateConfig(policy=(str(bundle), str(other)), episodes=3, videos=0), tmp_path) == 0
+    (pair,) = read_json(tmp_path / "paired.json")
+    assert pair["both"] + pair["neither"] == 3 and pair["difference"][0] == 0 and pair["mcnemar_p"] == 1
+    assert "no difference is shown" in capsys.readouterr().out
+
+
+def test_the_measured_latency_of_a_robot_is_read(tmp_path):
+    assert read_latency("0.08") == (0.08,)
+    path = tmp_path / "latency.json"
+    path.write_text(json.dumps({"p50_ms": 40, "p99_ms": 120, "n": 900}))
+    delays = read_latency(str(path))
+    assert np.median(delays) == pytest.approx(0.04) and max(delays) == pytest.approx(0.12, rel=0.05)
+    path.write_text(json.dumps([0.01, 0.03]))
+    assert EvaluationConfig(latency_s=str(path)).environment == {"latency_s": (0.01, 0.03)}
+    path.write_text(json.dumps({"samples_ms": [10, 30]}))
+    assert read_latency(str(path)) == pytest.approx((0.01, 0.03))
+    path.write_text(json.dumps({"mean": 3}))
+    with pytest.raises(ValueError, match="expected a list, samples_s, or p50_s and p99_s"):
+        read_latency(str(path))
+    for wrong in ("80", "latency.txt", "nan"):
+        with pytest.raises(ValueError, match=r"latenc"):
+            read_latency(wrong)
