@@ -25,7 +25,7 @@ from policies.heads.base import Head, InputSizes
 from policies.heads.build import build_head, head_config_from_json
 from policies.normalize import Normalizer
 from policies.policy import Policy
-from toto_robot.encoders.base import Encoder, layer_setting
+from toto_robot.encoders.base import Encoder
 from toto_robot.encoders.load import load_encoder
 from toto_robot.run_folder import provenance, read_json, sha256_file, write_json
 from toto_robot.weights import read_config, read_weights, write_model
@@ -147,7 +147,8 @@ def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | N
         f"{encoder['parameters']:,} parameters, frozen",
         f"- Cameras: {', '.join(description['cameras']) or 'none'} at {task['image_size']} px; "
         f"proprioception: {len(task['proprio_names'])} values",
-        f"- Trained by {_how(training)}, policy seed {training['seed']}",
+        f"- Trained by behaviour cloning on {training['demonstrations']} scripted demonstrations "
+        f"({training['frames']} frames), policy seed {training['seed']}",
         "",
         "| action | at 1.0 | unit |",
         "|---|---|---|",
@@ -160,12 +161,6 @@ def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | N
     return "\n".join(lines)
 
 
-def _how(training: Mapping[str, Any]) -> str:
-    if training.get("learner") == "ppo":
-        return f"PPO in {training['env_steps']:,} environment steps"
-    return f"behaviour cloning on {training['demonstrations']} scripted demonstrations ({training['frames']} frames)"
-
-
 def _description(content: BundleContent) -> dict[str, Any]:
     encoder = content.encoder
     return {
@@ -176,7 +171,7 @@ def _description(content: BundleContent) -> dict[str, Any]:
         "task": dict(content.task),
         "encoder": {
             "name": encoder.name,
-            "layer": layer_setting(encoder.layers),
+            "layer": encoder.layer,
             "context_frames": encoder.context_frames,
             "parameters": encoder.parameters,
             "fingerprint": encoder.fingerprint,

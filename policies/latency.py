@@ -11,7 +11,7 @@ from typing import Any
 from toto_robot.run_folder import read_json
 
 LONGEST_S = 2.0
-_QUANTILES = 50  # delays that stand for a distribution given by its median and 99 % quantile
+_QUANTILES = 51  # delays that stand for a distribution given by its median and 99 % quantile
 _UNITS_S = {"_s": 1.0, "_ms": 1e-3, "": 1.0}
 
 

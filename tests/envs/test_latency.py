@@ -36,10 +36,10 @@ def test_two_periods_late_is_two_neutral_actions_first():
 
 def test_a_part_of_a_period_moves_the_arm_in_between():
     actions = np.tile([1.0, 0, 0, 0, 0, 0, 1.0], (4, 1)).astype(np.float32)
-    start = states(0.0, actions[:0])[1].simulator_state()[1:8]
-    ends = [states(late, actions)[0][-1][1:8] for late in (0.0, 0.02, 0.035, PERIOD_S)]  # joint positions
-    travel = [np.linalg.norm(end - start) for end in ends]
-    assert all(a > b + 1e-4 for a, b in itertools.pairwise(travel))
+    reached_m = [states(late, actions)[1].hand_pose()[0][0] for late in (0.0, 0.005, 0.02, 0.045)]
+    assert all(a > b + 1e-3 for a, b in itertools.pairwise(reached_m))
+    speed_m_s = 0.44  # of the hand in the end, which is behind by what it does in the delay
+    assert reached_m[0] - reached_m[3] == pytest.approx(speed_m_s * 0.045, rel=0.15)
 
 
 def test_measured_delays_are_drawn_an_episode_and_leave_the_starts_alone():

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from toto_robot.models.mae import MAEConfig
 from toto_robot.models.toto import TotoConfig
@@ -111,3 +114,14 @@ def transformer_flops(width: int, ffn_widths: int, layers: int, positions: int, 
     """
     weights = width * (4 * width + ffn_widths)
     return layers * positions * (6 * weights + 12 * (positions if reach is None else reach) * width)
+
+
+def counted_flops(call: Callable[[], object]) -> int:
+    """Return the floating-point operations of one call: its matrix products, convolutions and attention.
+
+    Counted by torch as they run, two per multiply-add. Fused attention is not counted on every device, so it is taken
+    apart for this call.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())

@@ -1,0 +1,222 @@
+"""Which policies does a comparison train and test, and what do all of them share?"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from policies.collect import CollectConfig, collect_episodes
+from policies.encoder import EncoderConfig
+from policies.environment import randomization
+from policies.evaluate import EvaluationConfig
+from policies.train import TrainPolicyConfig
+from toto_robot.run_folder import wait_for_folder
+
+# Weights of entries without a path: those that come with the package.
+_PACKAGED = {"toto": "toto-small-sim", "mae": "mae-small-sim"}
+_LIKE = {"random_toto": "toto", "random_vit": "mae"}  # a random encoder has the size of the trained one beside it
+PLAIN = "plain"
+# What the grid decides; everything else of `train` is the same for all.
+_GRID = ("env", "demos", "demonstrations", "seed", "encoder", "policy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Settings of `toto_robot compare`."""
+
+    # A comparison may grow; every run of it refuses other settings of its own.
+    MAY_CHANGE = (
+        "env", "envs", "encoders", "demonstrations", "seeds", "tests", "layers", "reference", "targets", "train",
+    )  # fmt: skip
+
+    env: str = "franka_pick"  # task
+    envs: tuple[str, ...] = ()  # several tasks instead: the strata of every interval
+    encoders: tuple[str, ...] = ("toto", "mae", "random_vit", "none")  # [label:]name[=path][@key=value], see above
+    policy: str = "bc"  # learner, as in train-policy
+    demonstrations: tuple[int, ...] = (20, 50)  # episodes to learn from: the first ones of one store
+    seeds: int = 5  # policies a cell, with seeds 0, 1, ...
+    demos: str | None = None  # episode store, or folder with a store named after each task; null collects
+    randomize: tuple[str, ...] = ()  # axes that vary in the demonstrations: lights, cameras, ..., or all; demos=null
+    randomize_strength: float = 1.0  # 1 is the whole range of each axis
+    tests: tuple[str, ...] = (PLAIN,)  # plain, an axis, several as lights+cameras, or all: one table each
+    test_strength: float = 1.0  # of the axes in tests
+    layers: tuple[str, ...] = ()  # also each of these layers of Toto and MAE, at the most demonstrations
+    reference: str | None = None  # label of the encoder that the others are compared with; null is the first
+    targets: tuple[float, ...] = (0.5, 0.8)  # success rates: how many demonstrations or steps each encoder needs
+    train: TrainPolicyConfig = field(
+        default_factory=lambda: TrainPolicyConfig(evaluation=EvaluationConfig(episodes=50, videos=1))
+    )
+
+    def __post_init__(self) -> None:
+        if not self.encoders or not self.demonstrations or not self.tests:
+            raise ValueError("expected at least one entry in encoders, demonstrations and tests")
+        if self.seeds < 1 or min(self.demonstrations) < 1:
+            raise ValueError(f"expected seeds and demonstrations of 1 or more, got {self.seeds}, {self.demonstrations}")
+        if any(not 0 < target <= 1 for target in self.targets):
+            raise ValueError(f"expected targets as success rates in (0, 1], got {list(self.targets)}")
+        if self.randomize and self.demos is not None:
+            raise ValueError("randomize is for demonstrations that are collected here; leave demos or randomize out")
+        plain = TrainPolicyConfig()
+        for key in _GRID:
+            if getattr(self.train, key) != getattr(plain, key):
+                raise ValueError(f"train.{key} is decided by the comparison: set {key} or encoders, not train.{key}")
+        labels = [entry.label for entry in self.entries]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"two encoders have one label ({', '.join(labels)}); write <label>:{self.encoders[-1]}")
+        if self.reference is not None and self.reference not in labels:
+            raise ValueError(f"reference={self.reference} is none of the encoders {', '.join(labels)}")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Short names of the tasks."""
+        return self.envs or (self.env,)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The encoders that are compared."""
+        parsed = [parse_entry(text) for text in self.encoders]
+        paths = {entry.config.name: entry.config.path for entry in reversed(parsed) if entry.config.path}
+        return [replace(entry, config=_with_path(entry.config, paths)) for entry in parsed]
+
+    @property
+    def layer_entries(self) -> list[Entry]:
+        """The single layers of the encoders that have some."""
+        return [
+            Entry(f"{entry.label}@layer={layer}", replace(entry.config, layer=layer), entry.label, layer)
+            for entry in self.entries
+            if entry.config.name in ("toto", "mae")
+            for layer in self.layers
+        ]
+
+    @property
+    def against(self) -> str:
+        """Label of the encoder that the others are compared with."""
+        return self.reference or self.entries[0].label
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An encoder of the comparison."""
+
+    label: str
+    config: EncoderConfig
+    parent: str | None = None  # of the layer curve: the encoder that this is a layer of
+    layer: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy: trained once, tested under every condition."""
+
+    env: str
+    entry: Entry
+    demonstrations: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder below the comparison's, and what people call it."""
+        return f"{_slug(self.env)}/{_slug(self.entry.label)}/{self.demonstrations}-{self.seed}"
+
+    def train_config(self, config: CompareConfig, store: Path) -> TrainPolicyConfig:
+        """Return the settings of `train-policy` that make this policy."""
+        return replace(
+            config.train, env=self.env, demos=str(store), demonstrations=self.demonstrations, seed=self.seed,
+            encoder=self.entry.config, policy=config.policy,
+        )  # fmt: skip
+
+
+def cells(config: CompareConfig) -> list[Cell]:
+    """Return all policies, seed by seed: a comparison that is stopped early has every encoder at the first seeds."""
+    found = []
+    counts = sorted(config.demonstrations, reverse=True)  # the largest first: its features hold the others'
+    for seed in range(config.seeds):
+        for env in config.tasks:
+            for entry in config.entries:
+                found += [Cell(env, entry, count, seed) for count in counts]
+            found += [Cell(env, entry, counts[0], seed) for entry in config.layer_entries]
+    return found
+
+
+def parse_entry(text: str) -> Entry:
+    """Read `[label:]name[=path][@key=value]...`, keys being those of `encoder.` in train-policy; ValueError else.
+
+    `toto`, `toto=outputs/pretrain/mine/pretrained_model`, `short:toto@context_frames=1`, `mae@layer=3`.
+    """
+    head, *options = text.split("@")
+    label, colon, rest = head.rpartition(":")
+    name, _, path = rest.partition("=")
+    hints = typing.get_type_hints(EncoderConfig)
+    values: dict[str, Any] = {"name": name, **({"path": path} if path else {})}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in hints or key in ("name", "path"):
+            keys = ", ".join(key for key in hints if key not in ("name", "path"))
+            raise ValueError(
+                f"expected <encoder>@key=value with a key of {keys}, got {option!r} in encoders entry {text}"
+            )
+        values[key] = _typed(value, hints[key], text)
+    return Entry(
+        label if colon else rest.replace("=", " ") + "".join(f" {o}" for o in options), EncoderConfig(**values)
+    )
+
+
+def condition(config: CompareConfig, test: str) -> EvaluationConfig:
+    """Return how a condition is tested: `plain`, or axes of randomisation joined by +."""
+    if test == PLAIN:
+        return config.train.evaluation
+    axes = tuple(test.split("+"))
+    assert randomization(axes, config.test_strength) is not None  # checks the strength
+    return replace(config.train.evaluation, randomize=axes, randomize_strength=config.test_strength, videos=0)
+
+
+def demonstrations(config: CompareConfig, env: str) -> Path:
+    """Return the store of a task; it is collected when `demos` is null, by the first process that comes."""
+    if config.demos is not None:
+        given = Path(config.demos)
+        for path in (given, given / env, given / env / "episodes"):
+            if (path / "zarr.json").exists():
+                return path
+        raise ValueError(f"no episode store at {given} or {given / env}; `toto_robot collect env={env}` makes one")
+    looks = f"-{'-'.join(config.randomize)}-{config.randomize_strength:g}" if config.randomize else ""
+    path = Path("outputs/collect") / f"{env.replace('/', '-')}{looks}" / "episodes"
+    wanted = CollectConfig(
+        env=env, episodes=max(config.demonstrations), cameras=config.train.cameras, randomize=config.randomize,
+        randomize_strength=config.randomize_strength, workers=config.train.evaluation.workers,
+    )  # fmt: skip
+    with wait_for_folder(path.with_name(".collecting")):
+        collect_episodes(wanted, path)
+    return path
+
+
+def _with_path(config: EncoderConfig, given: Mapping[str, str]) -> EncoderConfig:
+    kind = _LIKE.get(config.name, config.name)
+    if config.path is not None or kind not in _PACKAGED:
+        return config
+    return replace(config, path=given.get(kind) or _PACKAGED[kind])
+
+
+def _typed(value: str, hint: Any, text: str) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value == "null" and type(None) in kinds:
+        return None
+    try:
+        return int(value) if int in kinds else value
+    except ValueError as error:
+        raise ValueError(f"expected a whole number, got {value!r} in encoders entry {text}") from error
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
+
+
+def shared_settings(config: CompareConfig) -> dict[str, Any]:
+    """Return what all policies share, for the report."""
+    shared = dataclasses.asdict(config.train)
+    return {key: value for key, value in shared.items() if key not in (*_GRID, "cache")}

@@ -1,0 +1,133 @@
+"""Does a comparison train the same grid for every encoder, continue, share its work, and refuse what misleads?"""
+
+from dataclasses import replace
+
+import pytest
+
+from policies.compare import compare
+from policies.compare_plan import CompareConfig, cells, condition, demonstrations, parse_entry
+from policies.encoder import EncoderConfig
+from policies.evaluate import EvaluationConfig
+from policies.train import TrainPolicyConfig
+from tests.policies.small import make_small
+from toto_robot.run_folder import lock_folder, read_json
+
+ENTRY = "toto={toto}@precision=fp32"
+
+
+@pytest.fixture
+def config(demos, toto, toto_folder, tmp_path):
+    small = make_small(demos, toto, tmp_path)
+    train = TrainPolicyConfig(
+        cache=small.cache, bc=small.bc, evaluation=EvaluationConfig(episodes=2, workers=1, envs_per_worker=2, videos=0)
+    )
+    return CompareConfig(
+        demos=str(demos), encoders=(f"small:{ENTRY.format(toto=toto_folder)}", "none"), demonstrations=(2, 3), seeds=1,
+        tests=("plain", "lights+colors"), train=train,
+    )  # fmt: skip
+
+
+@pytest.mark.render
+def test_a_grid_is_trained_tested_reported_and_repeats_for_nothing(config, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    assert compare(config, run) == 0
+    result = read_json(run / "comparison.json")
+    told = {(r["encoder"], r["demonstrations"], r["test"], r["episodes"]) for r in result["runs"]}
+    assert told == {(e, n, t, 2) for e in ("small", "none") for n in (2, 3) for t in config.tests}
+    cell = run / "cells" / "franka_pick" / "small" / "2-0"
+    assert read_json(cell / "bundle" / "evaluation.json") == read_json(cell / "evaluation.json")
+    assert read_json(cell / "tests" / "lights+colors" / "evaluation.json")["randomization"] == {
+        "lights": 1.0, "colors": 1.0,
+    }  # fmt: skip
+    assert result["encoders"]["small"]["gflops_per_frame"] > 0 == result["encoders"]["none"]["parameters"]
+    assert result["design"]["shared"]["bc"]["steps"] == 30
+    assert "One policy seed says nothing" in capsys.readouterr().out
+    assert (run / "report.html").stat().st_size > 10_000
+    assert [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir()] == ["toto"]
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError("a finished comparison works again")
+
+    for name in ("policies.train.train_head", "policies.evaluate.Processes", "policies.compare.encoder_cost"):
+        monkeypatch.setattr(name, refuse)
+    assert compare(config, run) == 0
+    assert {k: v for k, v in read_json(run / "comparison.json").items() if k != "date"} == {
+        k: v for k, v in result.items() if k != "date"
+    }
+
+
+@pytest.mark.render
+def test_policies_that_another_process_has_are_left_to_it(config, tmp_path, monkeypatch, capsys):
+    config = replace(config, encoders=("none",), demonstrations=(2,), seeds=2, tests=("plain",))
+    first, second = cells(config)
+    refused = []
+
+    def take(folder):
+        """The other process has the first policy until this one has asked once."""
+        if folder.match(f"*/{first.name}") and not refused:
+            refused.append(folder)
+            raise ValueError("another process is writing")
+        return lock_folder(folder)
+
+    monkeypatch.setattr("policies.compare.lock_folder", take)
+    monkeypatch.setattr("policies.compare._POLL_S", 0.0)
+    assert compare(config, tmp_path / "run") == 0
+    assert len(refused) == 1
+    said = capsys.readouterr().out
+    assert said.index(f"] {second.name}: plain") < said.index(f"] {first.name}: plain")
+    assert len(read_json(tmp_path / "run" / "comparison.json")["runs"]) == 2
+
+
+def test_the_grid_has_every_encoder_at_the_first_seeds_and_the_largest_store_first():
+    config = CompareConfig(encoders=("toto", "mae"), demonstrations=(20, 50), seeds=2, layers=("0", "last"))
+    found = [(c.seed, c.entry.label, c.demonstrations) for c in cells(config)]
+    assert found[:4] == [(0, "toto", 50), (0, "toto", 20), (0, "mae", 50), (0, "mae", 20)]
+    assert found[4:8] == [(0, f"{name}@layer={layer}", 50) for name in ("toto", "mae") for layer in ("0", "last")]
+    assert [seed for seed, _, _ in found] == [0] * 8 + [1] * 8
+    assert len({c.name for c in cells(config)}) == 16
+
+
+def test_entries_name_an_encoder_its_weights_and_its_options():
+    assert parse_entry("short:toto=out/x@context_frames=2@layer=3") == parse_entry(
+        "short:toto=out/x@layer=3@context_frames=2"
+    )
+    entry = parse_entry("short:toto=out/x@context_frames=2@layer=3")
+    assert entry.label == "short"
+    assert entry.config == EncoderConfig(name="toto", path="out/x", context_frames=2, layer="3")
+    assert parse_entry("mae@layer=2").label == "mae layer=2"
+    config = CompareConfig(encoders=("toto=mine", "random_toto", "random_vit", "mae", "none"))
+    assert [e.config.path for e in config.entries] == ["mine", "mine", "mae-small-sim", "mae-small-sim", None]
+
+
+def test_axes_of_a_condition_are_those_of_its_name():
+    config = CompareConfig(tests=("cameras+lights",), test_strength=0.5)
+    found = condition(config, "cameras+lights")
+    assert found.randomize == ("cameras", "lights") and found.randomize_strength == 0.5
+    assert condition(config, "plain") == config.train.evaluation
+
+
+def test_a_store_is_found_by_its_task(demos, tmp_path):
+    (tmp_path / "franka_pick").symlink_to(demos)
+    for given in (tmp_path, demos):
+        assert (demonstrations(CompareConfig(demos=str(given)), "franka_pick") / "zarr.json").exists()
+    with pytest.raises(ValueError, match="toto_robot collect env=kuka_pick"):
+        demonstrations(CompareConfig(demos=str(tmp_path)), "kuka_pick")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"encoders": ("toto", "toto")}, "two encoders have one label"),
+        ({"encoders": ("tito",)}, "expected encoder.name"),
+        ({"encoders": ("toto@depth=3",)}, "expected <encoder>@key=value with a key of layer"),
+        ({"encoders": ("toto@context_frames=x",)}, "expected a whole number, got 'x'"),
+        ({"reference": "mvp"}, "reference=mvp is none of the encoders toto, mae"),
+        ({"targets": (80.0,)}, "success rates in"),
+        ({"seeds": 0}, "seeds and demonstrations of 1 or more"),
+        ({"train": TrainPolicyConfig(seed=3)}, "train.seed is decided by the comparison"),
+        ({"randomize": ("lights",), "demos": "x"}, "collected here"),
+    ],
+)
+def test_bad_settings_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        CompareConfig(**values)
