@@ -44,7 +44,7 @@ bench: setup           ## every benchmark, ours and the peer in one run
 	$(BIN)/python benchmarks/expert_success.py
 	$(BIN)/python benchmarks/pretrain_speed.py
 	$(BIN)/python benchmarks/pretrain_parts.py
-	$(BIN)/python benchmarks/stream_latency.py
+	$(BIN)/python benchmarks/stream_latency.py nano --tokenizers dvae local
 
 clean:
 	rm -rf $(VENV) outputs

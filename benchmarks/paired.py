@@ -17,12 +17,12 @@ Step = Callable[[], Any]
 
 
 def step_rates(
-    makers: Mapping[str, Callable[[], Step]], *, rounds: int, steps: int, warm_up: int
+    makers: Mapping[str, Callable[[], Step]], *, rounds: int, steps: int, warm_up: int, peer_steps: int | None = None
 ) -> dict[str, list[float]]:
     """Return steps a second of each kind in each round; one process a kind, one BLAS thread each, taking turns.
 
-    `makers` (`ours`, `peer`, `limit`) must be picklable and return a function that does one step. The peer does an
-    eighth of the steps, since it is slow.
+    `makers` (`ours`, `peer`, `limit`) must be picklable and return a function that does one step. The peer does
+    `peer_steps`, or an eighth of the steps, since it is slow.
     """
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # for the workers; more slow robosuite down
     context = multiprocessing.get_context("spawn")
@@ -36,7 +36,7 @@ def step_rates(
     rates: dict[str, list[float]] = {kind: [] for kind in makers}
     for _ in range(rounds):
         for kind, line in lines.items():
-            line.send(steps if kind != "peer" else max(20, steps // 8))
+            line.send((peer_steps or max(20, steps // 8)) if kind == "peer" else steps)
             rates[kind].append(line.recv())
     for line, worker in zip(lines.values(), workers, strict=True):
         line.send(None)

@@ -25,7 +25,7 @@ from policies.heads.base import Head, InputSizes
 from policies.heads.build import build_head, head_config_from_json
 from policies.normalize import Normalizer
 from policies.policy import Policy
-from toto_robot.encoders.base import Encoder
+from toto_robot.encoders.base import Encoder, layer_setting
 from toto_robot.encoders.load import load_encoder
 from toto_robot.run_folder import provenance, read_json, sha256_file, write_json
 from toto_robot.weights import read_config, read_weights, write_model
@@ -147,8 +147,7 @@ def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | N
         f"{encoder['parameters']:,} parameters, frozen",
         f"- Cameras: {', '.join(description['cameras']) or 'none'} at {task['image_size']} px; "
         f"proprioception: {len(task['proprio_names'])} values",
-        f"- Trained by behaviour cloning on {training['demonstrations']} scripted demonstrations "
-        f"({training['frames']} frames), policy seed {training['seed']}",
+        f"- Trained by {_how(training)}, policy seed {training['seed']}",
         "",
         "| action | at 1.0 | unit |",
         "|---|---|---|",
@@ -161,6 +160,12 @@ def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | N
     return "\n".join(lines)
 
 
+def _how(training: Mapping[str, Any]) -> str:
+    if training.get("learner") == "ppo":
+        return f"PPO in {training['env_steps']:,} environment steps"
+    return f"behaviour cloning on {training['demonstrations']} scripted demonstrations ({training['frames']} frames)"
+
+
 def _description(content: BundleContent) -> dict[str, Any]:
     encoder = content.encoder
     return {
@@ -171,7 +176,7 @@ def _description(content: BundleContent) -> dict[str, Any]:
         "task": dict(content.task),
         "encoder": {
             "name": encoder.name,
-            "layer": encoder.layer,
+            "layer": layer_setting(encoder.layers),
             "context_frames": encoder.context_frames,
             "parameters": encoder.parameters,
             "fingerprint": encoder.fingerprint,

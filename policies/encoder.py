@@ -7,7 +7,8 @@ from pathlib import Path
 
 from toto_robot import packaged
 from toto_robot.encoders.base import Encoder
-from toto_robot.encoders.load import NAMES, load_encoder
+from toto_robot.encoders.load import NAMES, load_encoder, numbered_layers
+from toto_robot.models.streaming import check_policy
 
 # Where `toto_robot pretrain run=outputs/pretrain/<name>` leaves its result.
 DEFAULT_PATHS = {
@@ -28,8 +29,9 @@ class EncoderConfig:
 
     name: str = "toto"  # toto, mae, random_vit, random_toto, none or state
     path: str | None = None  # its pretrained_model folder or packaged name; null is that of outputs/pretrain/<name>
-    layer: str | None = None  # mid, last or the number of a block; null is mid for Toto and last for MAE
+    layer: str | None = None  # mid, last, a block's number, or several, as 0+mid; null is mid for Toto, last for MAE
     context_frames: int | None = None  # frames a Toto stream looks back on; null is all that it was trained with
+    streaming: str | None = None  # how Toto goes on beyond them: ring (default), reset, staggered or recompute
     seed: int = 0  # of the random encoders' weights
     device: str = "cpu"  # cpu or cuda
     precision: str = "auto"  # auto, fp32 or bf16
@@ -37,8 +39,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ValueError(f"expected encoder.name {', '.join(NAMES)}, got {self.name!r}")
-        if self.layer is not None and self.layer not in ("mid", "last") and not self.layer.isdigit():
-            raise ValueError(f"expected encoder.layer mid, last or a number, got {self.layer!r}")
+        numbered_layers(self.layer, 0, "mid")  # refuses other words before anything is loaded
+        if self.streaming is not None:
+            check_policy(self.streaming)
 
     @property
     def folder(self) -> Path | None:
@@ -54,15 +57,13 @@ def open_encoder(config: EncoderConfig) -> Encoder:
     if folder is not None and not (folder / "config.json").exists():
         make = _MAKE.get(config.name, "toto_robot pretrain")
         raise ValueError(f"no {config.name} encoder at {folder}; make it with `{make}`, or set encoder.path")
-    layer: str | int | None = config.layer
-    if isinstance(layer, str) and layer.isdigit():
-        layer = int(layer)
     return load_encoder(
         config.name,
-        layer=layer,
+        layer=config.layer,
         context_frames=config.context_frames,
         path=folder,
         seed=config.seed,
         device=config.device,
         precision=config.precision,
+        streaming=config.streaming,
     )

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
+import numpy as np
+
+from policies.control import PREFIX, ControlProblem
 
 NAMESPACE = "toto_robot"
 
@@ -23,8 +26,13 @@ def environment_id(name: str) -> str:
 
 
 def make_environment(name: str, **settings: Any) -> Any:
-    """Make an environment by short name or id; ValueError names the ones there are."""
+    """Make an environment by short name or id; ValueError names the ones there are.
+
+    `gymnasium/<id>` is one of gymnasium's own control problems (`policies/control.py`).
+    """
     wanted = environment_id(name)
+    if wanted.startswith(PREFIX):
+        return ControlProblem(wanted, **settings)
     try:
         return gymnasium.make(wanted, **settings)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.NamespaceNotFound, gymnasium.error.NameNotFound) as error:
@@ -60,6 +68,17 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+
+
+def stack_observations(observations: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Make one observation with a batch axis of several; rows that are None are left out."""
+    present = [observation for observation in observations if observation is not None]
+    cameras = present[0].get("pixels", {}).keys()
+    told = [key for key in ("proprio", "state") if key in present[0]]
+    return {
+        **{key: np.stack([observation[key] for observation in present]) for key in told},
+        "pixels": {camera: np.stack([observation["pixels"][camera] for observation in present]) for camera in cameras},
+    }
 
 
 # What must agree for demonstrations, a policy and an environment to belong together.

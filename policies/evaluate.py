@@ -24,7 +24,7 @@ from policies.videos import keep_first, write_outcomes, write_overview
 from toto_robot.run_folder import read_json, write_json, write_text
 
 FIRST_SEED = 1_000_000  # demonstrations are collected from seed 0 on
-_TOLD = ("demonstrations", "validation_demonstrations", "frames", "seed", "demonstrated_seeds")
+_TOLD = ("learner", "env_steps", "demonstrations", "validation_demonstrations", "frames", "seed", "demonstrated_seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,9 @@ def summarize(
 def summary_line(evaluation: Mapping[str, Any]) -> str:
     """Return one line for people."""
     rate = Rate(successes=evaluation["successes"], episodes=evaluation["episodes"])
-    encoder, count = evaluation["encoder"]["name"], evaluation["policy"].get("demonstrations")
+    encoder, told = evaluation["encoder"]["name"], evaluation["policy"]
+    steps_done = f"{told['env_steps']:,} environment steps" if "env_steps" in told else ""
+    learned_from = steps_done or f"{told.get('demonstrations')} demonstrations"
     steps, gained = evaluation["steps_to_success"], evaluation["return"]
     took = (
         f", median {steps['median']:.0f} steps"
@@ -192,7 +194,7 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
         else ", no success, which leaves all rates of the interval possible"
     )
     return (
-        f"{evaluation['env']}, encoder {encoder}, {count} demonstrations: {rate} (Wilson 95 %){took}; "
+        f"{evaluation['env']}, encoder {encoder}, {learned_from}: {rate} (Wilson 95 %){took}; "
         f"return median {gained['median']:.3g} [quartiles {gained['q25']:.3g}, {gained['q75']:.3g}]"
     )
 

@@ -87,13 +87,13 @@ class Observer:
         self.encode_s = 0.0  # time that the last step spent in the encoder
         self._image_size = image_size
         self._oracle = sees_state(encoder)
-        self._normalizer = normalizer
+        self.normalizer = normalizer  # may be replaced between steps, by what keeps running statistics
         self._stream = encoder.stream(batch * len(self.cameras)) if self.cameras else None
         self._history = History(history)
 
     def step(self, observation: Mapping[str, Any], reset: np.ndarray) -> Inputs:
         """Take the observations of one step; rows where `reset` (B,) is true begin an episode with this frame."""
-        proprio = proprio_input(told(observation, self._oracle), self._normalizer)
+        proprio = proprio_input(told(observation, self._oracle), self.normalizer)
         if len(proprio) != self.batch:
             raise ValueError(f"expected a batch of {self.batch} observations, got {len(proprio)}")
         began = time.perf_counter()

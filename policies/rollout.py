@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from policies.bundle import load_policy
-from policies.environment import check_same_task, make_environment, task_spec
+from policies.environment import check_same_task, make_environment, stack_observations, task_spec
 from policies.policy import Policy
 from policies.videos import write_rollout
 
@@ -114,7 +114,7 @@ def roll_out(policy: Policy, environments: Sequence[Any], job: Job) -> Iterator[
         if not running:
             return
         policy.reset(rows=np.array([slot.fresh for slot in slots]))
-        actions = policy.act(_stack([slot.observation for slot in slots]))
+        actions = policy.act(stack_observations([slot.observation for slot in slots]))
         for slot in running:
             slot.encode_s += policy.time.encode_s / len(slots)
             slot.head_s += policy.time.head_s / len(slots)
@@ -139,7 +139,7 @@ def worker(jobs: Iterator[Job]) -> Iterator[EpisodeResult]:
 def environment_settings(policy: Policy, videos: bool = False) -> dict[str, Any]:
     """Return what the environment of a policy is made with; a blind policy renders for its videos only."""
     task = policy.task
-    sees = bool(policy.cameras) or videos
+    sees = bool(policy.cameras) or (videos and bool(task["cameras"]))
     blind_mode, seeing_mode = ("state", "all") if policy.oracle else ("proprio", "pixels")
     return {
         "name": task["env_id"],
@@ -156,16 +156,6 @@ def _make(policy: Policy, settings: Mapping[str, Any]) -> Any:
     environment = make_environment(**settings)
     check_same_task(policy.task, task_spec(environment), "the policy's task and this installation's", policy.cameras)
     return environment
-
-
-def _stack(observations: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    present = [observation for observation in observations if observation is not None]
-    cameras = present[0].get("pixels", {}).keys()
-    told = [key for key in ("proprio", "state") if key in present[0]]
-    return {
-        **{key: np.stack([observation[key] for observation in present]) for key in told},
-        "pixels": {camera: np.stack([observation["pixels"][camera] for observation in present]) for camera in cameras},
-    }
 
 
 def _finish(slot: _Slot, success: bool, ended: str, worker_index: int, videos: _Videos) -> EpisodeResult:
@@ -200,7 +190,7 @@ class _Videos:
 
     def keep(self, seed: int, success: bool, frames: list[dict[str, np.ndarray]]) -> None:
         """Write an episode unless there are enough of its kind."""
-        if self._folder is None or not frames or self._left[success] == 0:
+        if self._folder is None or not frames or not frames[0] or self._left[success] == 0:
             return
         self._left[success] -= 1
         write_rollout(self._folder, seed, success, frames)

@@ -1,4 +1,4 @@
-"""How does a frozen encoder become an evaluated policy: demonstrations, features, cloning, bundle, held-out seeds?
+"""How does a frozen encoder become an evaluated policy: demonstrations or trial, bundle, held-out seeds?
 
 Every stage is resumable and skipped when it is done, so the same command continues, and repeats its result at no
 cost. A table of encoders, demonstration counts and policy seeds calls `train_and_evaluate` once a cell: cells share the
@@ -21,11 +21,14 @@ from policies.environment import environment_id, plain
 from policies.evaluate import EvaluationConfig, Evaluator, attach_evaluation, summary_line
 from policies.features import cached_features
 from policies.observation import seen_cameras, sees_state
+from policies.ppo_config import PPOConfig
+from policies.ppo_train import learn_by_trial
 from toto_robot.data.episodes import EpisodeStore, require_env
 from toto_robot.encoders.load import BLIND
 from toto_robot.pretrain.pictures import draw_loss
 
 BUNDLE = "bundle"
+LEARNERS = ("bc", "ppo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,9 @@ class TrainPolicyConfig:
 
     MAY_CHANGE = ("evaluation", "cache")  # neither changes the policy
 
-    policy: str = "bc"  # learner: bc (behaviour cloning)
+    policy: str = "bc"  # learner: bc (behaviour cloning) or ppo (by trial in the simulator)
     env: str = "franka_pick"  # short name or gymnasium id
+    preset: str = "real"  # real (20 Hz) or pixmc (60 Hz, PixMC's); demonstrations must have the same
     demos: str | None = None  # episode store; null is outputs/collect/<env>/episodes, collected when short of episodes
     demonstrations: int = 50  # episodes to use: the first ones of the store
     cameras: tuple[str, ...] = ("front", "wrist")  # cameras that the policy looks through
@@ -43,12 +47,13 @@ class TrainPolicyConfig:
     cache: str = "outputs/features"  # folder of cached features
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     bc: BCConfig = field(default_factory=BCConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if self.policy != "bc":
-            raise ValueError(f"expected policy bc, got {self.policy!r}")
+        if self.policy not in LEARNERS:
+            raise ValueError(f"expected policy {' or '.join(LEARNERS)}, got {self.policy!r}")
         if self.demonstrations < 1:
             raise ValueError(f"expected at least one demonstration, got {self.demonstrations}")
         if self.seed < 0:
@@ -58,10 +63,10 @@ class TrainPolicyConfig:
 
 
 def train_policy(config: TrainPolicyConfig, run_dir: Path) -> int:
-    """Clone demonstrations on frozen features, then measure the policy on held-out seeds.
+    """Train a policy on frozen features, from demonstrations or by trial, then measure it on held-out seeds.
 
-    Demonstrations are collected when demos is null and there are too few. The result is <run>/bundle (self-contained),
-    evaluation.json, loss.png, rollouts.png and videos of successes and failures.
+    Demonstrations are collected when demos is null and there are too few; policy=ppo needs none. The result is
+    <run>/bundle (self-contained), evaluation.json, a learning curve, rollouts.png and videos of successes and failures.
     """
     result = train_and_evaluate(config, run_dir)
     print(summary_line(result))
@@ -120,6 +125,28 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
     if bundle.exists():
         _check_settings(check_bundle(bundle)["training"]["settings"], config, run_dir)
         return bundle
+    if config.policy == "ppo":
+        _learn_by_trial(config, run_dir)
+    else:
+        _clone(config, bundle, run_dir)
+    attach_evaluation(bundle, None)
+    return bundle
+
+
+def _learn_by_trial(config: TrainPolicyConfig, run_dir: Path) -> None:
+    learn_by_trial(
+        config.ppo,
+        env=config.env,
+        preset=config.preset,
+        cameras=config.cameras,
+        encoder=config.encoder,
+        seed=config.seed,
+        settings=_settings(config),
+        run_dir=run_dir,
+    )
+
+
+def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
     encoder = open_encoder(config.encoder)  # before demonstrations are collected: a missing encoder is told at once
     store = open_demonstrations(config)
     cameras = seen_cameras(encoder, config.cameras)
@@ -137,8 +164,6 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
         training=training,
     )
     save_bundle(bundle, content)
-    attach_evaluation(bundle, None)
-    return bundle
 
 
 def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
@@ -147,9 +172,16 @@ def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
         store = EpisodeStore.open(Path(config.demos))
     else:
         path = Path("outputs/collect") / config.env.replace("/", "-") / "episodes"
-        wanted = CollectConfig(env=config.env, episodes=config.demonstrations, cameras=config.cameras)
+        wanted = CollectConfig(
+            env=config.env, preset=config.preset, episodes=config.demonstrations, cameras=config.cameras
+        )
         store = collect_episodes(wanted, path)
     require_env(store, environment_id(config.env))
+    if store.env["preset"] != config.preset:
+        raise ValueError(
+            f"{store.path} was collected with preset {store.env['preset']}; set preset={store.env['preset']}, or "
+            "demos=<another store>"
+        )
     if len(store) < config.demonstrations:
         raise ValueError(
             f"asked for {config.demonstrations} demonstrations, {store.path} holds {len(store)}; "
@@ -183,7 +215,8 @@ def _training_facts(config: TrainPolicyConfig, store: EpisodeStore) -> dict[str,
 def _settings(config: TrainPolicyConfig) -> dict[str, Any]:
     """Return the settings that decide what the policy is."""
     kept: dict[str, Any] = plain(asdict(config))
-    return {key: value for key, value in kept.items() if key not in ("evaluation", "cache", "demos")}
+    others = [learner for learner in LEARNERS if learner != config.policy]
+    return {key: value for key, value in kept.items() if key not in ("evaluation", "cache", "demos", *others)}
 
 
 def _check_settings(recorded: Mapping[str, Any], config: TrainPolicyConfig, run_dir: Path) -> None:

@@ -82,7 +82,8 @@ def encoder_changes(source: Path, partial: Path, frames: FrameStore) -> dict[str
     encoders = [load_encoder(folder, precision="fp32") for folder in (source, partial)]
     before, after = (encoder.encode(pictures) for encoder in encoders)
     spread = (before - before.mean((0, 1))).square().mean().sqrt()
-    changes = {f"features of layer {encoders[0].layer}": f"{(after - before).square().mean().sqrt() / spread:.2%} RMS"}
+    change = (after - before).square().mean().sqrt() / spread
+    changes = {f"features of layer {encoders[0].layers[0]}": f"{change:.2%} RMS"}
     if encoders[0].name != "toto":
         return changes
     codes = [encoder.codes(pictures) for encoder in encoders]  # type: ignore[attr-defined]

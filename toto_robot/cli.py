@@ -109,10 +109,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "train-policy": Command(
         "policies.train:train_policy",
-        "behaviour cloning on frozen features, then evaluation on held-out seeds",
+        "behaviour cloning or PPO on frozen features, then evaluation on held-out seeds",
         (
             "train-policy env=franka_pick encoder=toto",
             "train-policy encoder=mae demonstrations=50 seed=1",
+            "train-policy policy=ppo env=franka_pick preset=pixmc encoder=state",
             "train-policy --multirun encoder=toto,mae,random_vit seed=0,1,2",
         ),
     ),

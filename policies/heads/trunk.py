@@ -15,6 +15,7 @@ from policies.observation import Inputs
 from toto_robot.models.pooling import AttentionPooling
 
 POOLINGS = ("both", "values", "coordinates", "mean")
+ACTIVATIONS = ("gelu", "selu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class TrunkConfig:
     camera_width: int = 64  # features that each camera contributes
     proprio_width: int = 64  # features that the proprioception contributes
     hidden: tuple[int, ...] = (256, 256)  # widths of the MLP
+    activation: str = "gelu"  # gelu after a layer norm, or selu alone (PixMC's MLP)
 
     def __post_init__(self) -> None:
         for name in ("queries", "attention_heads", "camera_width", "proprio_width"):
@@ -36,6 +38,8 @@ class TrunkConfig:
                 raise ValueError(f"expected trunk.{name} of at least 1, got {getattr(self, name)}")
         if self.pooling not in POOLINGS:
             raise ValueError(f"expected trunk.pooling {', '.join(POOLINGS)}, got {self.pooling!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"expected trunk.activation {' or '.join(ACTIVATIONS)}, got {self.activation!r}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"expected at least one width in trunk.hidden, such as [256,256], got {self.hidden}")
 
@@ -59,11 +63,14 @@ class Trunk(nn.Module):
         places = token_grid(sizes.tokens_per_frame) if _looks(config) else torch.zeros(0, 2)
         self.register_buffer("grid", places, persistent=False)
         self.projections = nn.ModuleDict(
-            {name: block(_pooled_width(config, sizes.token_width), config.camera_width) for name in sizes.cameras}
+            {
+                name: block(_pooled_width(config, sizes.token_width), config.camera_width, config.activation)
+                for name in sizes.cameras
+            }
         )
-        self.proprio = block(sizes.proprio_dim, config.proprio_width)
+        self.proprio = block(sizes.proprio_dim, config.proprio_width, config.activation)
         widths = [sizes.history * (len(sizes.cameras) * config.camera_width + config.proprio_width), *config.hidden]
-        self.mlp = nn.Sequential(*(block(a, b) for a, b in itertools.pairwise(widths)))
+        self.mlp = nn.Sequential(*(block(a, b, config.activation) for a, b in itertools.pairwise(widths)))
         self.width = widths[-1]
 
     def forward(self, inputs: Inputs, feature_dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
@@ -72,15 +79,19 @@ class Trunk(nn.Module):
         `feature_dropout` zeroes that part of the camera and proprioception features, drawn from `generator`: the masks
         are an argument, so that a resumed training draws the same ones.
         """
-        frames = flatten_history(inputs, self.sizes.history)  # (B * Ho, ...)
-        parts = [project(self._pooled(name, frames.tokens[name])) for name, project in self.projections.items()]
-        features = torch.cat([*parts, self.proprio(frames.proprio)], dim=-1)
-        features = features.view(-1, self.sizes.history * features.shape[-1])
+        features = self.features(inputs)
         if feature_dropout > 0:
             kept = torch.rand(features.shape, generator=generator) >= feature_dropout
             features = features * kept.to(features) / (1 - feature_dropout)
         out: Tensor = self.mlp(features)
         return out
+
+    def features(self, inputs: Inputs) -> Tensor:
+        """Return what the MLP is given: the features of every camera and of the proprioception, (B, F)."""
+        frames = flatten_history(inputs, self.sizes.history)  # (B * Ho, ...)
+        parts = [project(self._pooled(name, frames.tokens[name])) for name, project in self.projections.items()]
+        features = torch.cat([*parts, self.proprio(frames.proprio)], dim=-1)
+        return features.view(-1, self.sizes.history * features.shape[-1])
 
     def _pooled(self, camera: str, tokens: Tensor) -> Tensor:
         if self.config.pooling == "mean":
@@ -92,8 +103,10 @@ class Trunk(nn.Module):
         return coordinates if self.config.pooling == "coordinates" else torch.cat([values, coordinates], dim=1)
 
 
-def block(width_in: int, width_out: int) -> nn.Sequential:
-    """Linear, norm, GELU: the norm keeps one learning rate good for encoders of any feature scale."""
+def block(width_in: int, width_out: int, activation: str = "gelu") -> nn.Sequential:
+    """Linear, norm, GELU: the norm keeps one learning rate good for encoders of any feature scale. Or linear, SELU."""
+    if activation == "selu":
+        return nn.Sequential(nn.Linear(width_in, width_out), nn.SELU())
     return nn.Sequential(nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.GELU())
 
 

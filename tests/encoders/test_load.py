@@ -52,8 +52,8 @@ def test_every_encoder_keeps_the_protocol(toto: Path, mae: Path, tmp_path: Path)
 @torch.no_grad()
 def test_mae_encodes_normalised_unmasked_pixels_at_the_last_layer(mae: Path) -> None:
     encoder, model = load_encoder(mae, precision="fp32"), from_pretrained(mae)
-    assert isinstance(encoder, MAEEncoder) and encoder.layer == 2 and encoder.context_frames == 1
-    expected = mae_features(model, normalise_pixels(frames(3)), 2)  # type: ignore[arg-type]
+    assert isinstance(encoder, MAEEncoder) and encoder.layers == (2,) and encoder.context_frames == 1
+    expected = mae_features(model, normalise_pixels(frames(3)), [2])[2]  # type: ignore[arg-type]
     torch.testing.assert_close(encoder.encode(frames(3)), expected)
     torch.testing.assert_close(encoder.encode(frames(3, px=2 * PX)).shape, expected.shape)
     stream = encoder.stream(3)
@@ -73,10 +73,12 @@ def test_random_encoders_follow_their_seed_and_keep_the_tokenizer(toto: Path, ma
 
 
 def test_layers_by_name_and_number(toto: Path, mae: Path) -> None:
-    assert load_encoder(toto).layer == 2 and load_encoder(mae).layer == 2  # of 4 and of 2
-    assert load_encoder(toto, layer="last").layer == 4 and load_encoder(mae, layer="mid").layer == 1
-    assert load_encoder(toto, layer=3).layer == 3
-    for wrong in ("top", 5, -1):
+    assert load_encoder(toto).layers == (2,) and load_encoder(mae).layers == (2,)  # of 4 and of 2
+    assert load_encoder(toto, layer="last").layers == (4,) and load_encoder(mae, layer="mid").layers == (1,)
+    assert load_encoder(toto, layer=3).layers == load_encoder(toto, layer="3").layers == (3,)
+    assert load_encoder(toto, layer="0+mid").layers == load_encoder(toto, layer=[0, "mid"]).layers == (0, 2)
+    assert load_encoder(toto, layer="last,0").layers == (4, 0)
+    for wrong in ("top", 5, -1, "0+top", "0+5", [], [2, 2], ""):
         with pytest.raises(ValueError, match=r"layer must"):
             load_encoder(toto, layer=wrong)
         with pytest.raises(ValueError, match=r"layer must"):
@@ -100,6 +102,8 @@ def test_mistakes_say_what_to_do(toto: Path, mae: Path, tmp_path: Path) -> None:
     assert "1..3" in message(toto, context_frames=4)
     assert "no memory" in message(mae, context_frames=2) and "no memory" in message("random_vit", context_frames=8)
     assert "precision" in message(toto, precision="fp16")
+    assert "ring, reset, staggered, recompute" in message(toto, streaming="sliding")
+    assert "no memory" in message(mae, streaming="ring")
     shutil.copytree(toto, tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / "tokenizer")
     assert "tokenizer/" in message(tmp_path / "bare")

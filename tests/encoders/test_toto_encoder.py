@@ -105,7 +105,7 @@ def test_the_fast_copy_is_exactly_autocast(folder: Path) -> None:
     codes = half.codes(frames(4))
     assert isinstance(model, Toto)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = model(model.pack(codes[:, None])[0], layers=(half.layer,), logits=False).features[half.layer]
+        expected = model(model.pack(codes[:, None])[0], layers=half.layers, logits=False).features[half.layers[0]]
     assert torch.equal(half.encode_codes(codes), expected[:, 1:].float())
     tokenizer = load_dvae(folder / "tokenizer")
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -116,16 +116,41 @@ def test_the_fingerprint_follows_everything_that_changes_features(folder: Path, 
     plain = load(folder).fingerprint
     assert load(folder).fingerprint == plain
     others = [load(folder, layer=1), load(folder, context_frames=1), load(save_toto(tmp_path / "other", seed=1))]
+    others += [load(folder, streaming="reset"), load(folder, layer="1+2"), load(folder, layer="2+1")]
     others.append(load(save_toto(tmp_path / "tokenizer", tokenizer_seed=1)))
-    assert len({plain, *(encoder.fingerprint for encoder in others)}) == 5
+    assert len({plain, *(encoder.fingerprint for encoder in others)}) == 8
 
 
 def test_a_saved_encoder_loads_as_itself(folder: Path, tmp_path: Path) -> None:
-    encoder = load_encoder("random_toto", path=folder, seed=5, context_frames=2, layer=1, precision="bf16")
+    options = {"context_frames": 2, "layer": [0, 3], "precision": "bf16", "streaming": "staggered"}
+    encoder = load_encoder("random_toto", path=folder, seed=5, **options)  # type: ignore[arg-type]
+    assert encoder.settings() == options
     encoder.save(tmp_path)
     again = load_encoder(tmp_path, **encoder.settings())  # type: ignore[arg-type]
     assert again.fingerprint == encoder.fingerprint
-    assert torch.equal(again.encode(frames(3)), encoder.encode(frames(3)))
+    clip = frames(5)[None]
+    assert torch.equal(again.encode_clip(clip), encoder.encode_clip(clip))
+
+
+def test_several_layers_lie_side_by_side(folder: Path) -> None:
+    both, clip = load(folder, layer="3+0"), frames(2 * 5).reshape(2, 5, PX, PX, 3)
+    alone = [load(folder, layer=layer) for layer in (3, 0)]
+    assert both.width == 2 * alone[0].width and both.parameters == alone[0].parameters
+    expected = torch.cat([encoder.encode_clip(clip) for encoder in alone], dim=-1)
+    torch.testing.assert_close(both.encode_clip(clip), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(both.encode(clip[0]), torch.cat([encoder.encode(clip[0]) for encoder in alone], dim=-1))
+
+
+@pytest.mark.parametrize("streaming", ["reset", "staggered", "recompute"])
+def test_streaming_policies_reach_from_pixels_to_features(folder: Path, streaming: str) -> None:
+    """Frame 4 of windows of 3: what `test_streaming.py` proves of the model, through the encoder."""
+    encoder, clip = load(folder, streaming=streaming, layer=2), frames(5)[None]
+    first = {"reset": 3, "staggered": 3, "recompute": 2}[streaming]
+    codes = encoder.codes(clip[0, first:])[None]
+    with torch.no_grad():
+        expected = encoder.model(encoder.model.pack(codes)[0], layers=(2,), logits=False).features[2]
+    last = expected[:, -encoder.tokens_per_frame :]
+    torch.testing.assert_close(encoder.encode_clip(clip)[:, -1], last, atol=1e-5, rtol=1e-5)
 
 
 def test_parameters_count_what_a_frame_passes_through(folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from tests.models.small import CONFIG, codes, make
 from toto_robot.models.hub import export_llama, llama_state
+from toto_robot.models.streaming import open_stream
 
 
 def test_logits_features_and_gradients_equal_llama() -> None:
@@ -33,6 +34,21 @@ def test_logits_features_and_gradients_equal_llama() -> None:
         assert parameter.grad is not None
         scale = parameter.grad.abs().max().item()
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4 * scale, rtol=1e-4, msg=name)
+
+
+@torch.no_grad()
+def test_clip_streams_give_the_features_of_llama_on_the_clip() -> None:
+    """What a user of the exported model gets: `reset` cuts clips of 8 frames, `recompute` slides one."""
+    model = make(replace(CONFIG, context_frames=8))
+    theirs, video = export_llama(model), codes(2, 13)
+    for policy, clip in (("reset", video[:, 8:]), ("recompute", video[:, 5:]), ("staggered", video[:, 4:12])):
+        stream = open_stream(policy, model, 2, layers=(2, 3))
+        for t in range(12 if policy == "staggered" else 13):
+            features = stream.step(video[:, t] + CONFIG.first_visual_id)
+        hidden = theirs(model.pack(clip)[0], output_hidden_states=True).hidden_states
+        for layer in (2, 3):
+            expected = hidden[layer][:, -CONFIG.tokens_per_frame :]
+            torch.testing.assert_close(features[layer], expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -19,14 +19,15 @@ def test_features_of_every_layer_equal_an_unmasked_forward_in_raster_order() -> 
     theirs.config.mask_ratio = 0.0
     noise = torch.arange(4.0).expand(3, -1)  # patches are kept in the order of the noise
     reference = theirs.vit(pixels, noise=noise, output_hidden_states=True)
+    features = mae_features(model, pixels, range(MAE.layers + 1))
     for layer in range(MAE.layers):
         expected = reference.hidden_states[layer][:, 1:]
-        torch.testing.assert_close(mae_features(model, pixels, layer), expected, atol=1e-5, rtol=1e-5)
-    expected = reference.last_hidden_state[:, 1:]
-    torch.testing.assert_close(mae_features(model, pixels, MAE.layers), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(features[layer], expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(mae_features(model, pixels, [layer])[layer], features[layer])  # a pass that stops early
+    torch.testing.assert_close(features[MAE.layers], reference.last_hidden_state[:, 1:], atol=1e-5, rtol=1e-5)
     assert model.config.mask_ratio == MAE.mask_ratio  # still fit for pretraining
     with pytest.raises(ValueError, match=r"0\.\.2"):
-        mae_features(model, pixels, 3)
+        mae_features(model, pixels, [1, 3])
 
 
 @torch.no_grad()
@@ -34,7 +35,7 @@ def test_a_patch_stands_where_it_lies_in_the_picture() -> None:
     model, images = build_mae(MAE).eval(), torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
     brighter = images.clone()
     brighter[:, 8:, :8] = 255  # bottom left: patch 2 of 4 in raster order
-    a, b = (mae_features(model, normalise_pixels(x), 0) for x in (images, brighter))
+    a, b = (mae_features(model, normalise_pixels(x), [0])[0] for x in (images, brighter))
     assert ((a - b).abs().amax(dim=(0, 2)) > 1e-6).tolist() == [False, False, True, False]
 
 

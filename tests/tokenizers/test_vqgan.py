@@ -133,7 +133,7 @@ def test_a_toto_encoder_runs_on_it_and_comes_back(tmp_path: Path, precision: str
     model = make()
     backbone = Toto(sizes, generator=torch.Generator().manual_seed(0))
     encoder = TotoEncoder(
-        backbone, model, name="toto", layer=1, context_frames=4, device=torch.device("cpu"), precision=precision
+        backbone, model, name="toto", layers=[1], context_frames=4, device=torch.device("cpu"), precision=precision
     )
     clip = images(6, 64, 64).view(2, 3, 64, 64, 3)
     features = encoder.encode_clip(clip)

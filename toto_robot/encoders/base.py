@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,14 +30,14 @@ class Encoder(Protocol):
     """A frozen model that turns frames into features. Frames of another size are resized inside (`fit_frames`)."""
 
     name: str
-    width: int  # D; 0 for `none`
+    width: int  # D, of all layers together; 0 for `none`
     tokens_per_frame: int  # P; 0 for `none`
     image_px: int  # the size it wants: give it that and nothing is resized
-    layer: int  # which block's output, 0 = embedding
+    layers: tuple[int, ...]  # whose outputs, side by side on the width axis; 0 = embedding, else a block
     context_frames: int  # frames a stream looks back on, the current one included
     parameters: int  # weights that a frame passes through
     precision: str  # "fp32" or "bf16"
-    fingerprint: str  # hash of weights, layer, context_frames, preprocessing and precision
+    fingerprint: str  # hash of weights and of all that decides features: layers, context, preprocessing, precision
 
     def encode(self, frames: Frames) -> Tensor:
         """Encode single frames (B, h, w, 3), each as the first of a video; return (B, P, D) float32."""
@@ -84,6 +85,24 @@ def _resize(frame: np.ndarray, image_px: int) -> np.ndarray:
     fitted = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     top, left = (size[1] - image_px) // 2, (size[0] - image_px) // 2
     return fitted[top : top + image_px, left : left + image_px]
+
+
+def check_layers(layers: Sequence[int], deepest: int) -> tuple[int, ...]:
+    """Return `layers` as a tuple; ValueError unless there are some, all different, all in 0..deepest."""
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= layer <= deepest for layer in layers):
+        found = layer_setting(layers)
+        raise ValueError(f"layer must lie in 0..{deepest} (0 = embedding), or be several different ones, got {found}")
+    return tuple(layers)
+
+
+def layer_setting(layers: Sequence[int]) -> int | list[int]:
+    """Return layers as `load_encoder` and JSON take them: the number of one, the list of several."""
+    return layers[0] if len(layers) == 1 else list(layers)
+
+
+def concatenate(features: Mapping[int, Tensor], layers: Sequence[int]) -> Tensor:
+    """Put the features (B, P, D) of layers side by side on the width axis, in this order, as float32."""
+    return torch.cat([features[layer].float() for layer in layers], dim=-1)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +23,26 @@ from toto_robot.weights import read_config
 if TYPE_CHECKING:
     from transformers import ViTMAEForPreTraining
 
+Layer = str | int
 BLIND = ("none", "state")  # features of width 0
 NAMES = ("toto", "mae", "random_vit", "random_toto", *BLIND)
 
 
 def load_encoder(
-    name_or_dir: str | Path, *, layer: str | int | None = None, context_frames: int | None = None,
+    name_or_dir: str | Path, *, layer: Layer | Sequence[Layer] | None = None, context_frames: int | None = None,
     path: str | Path | None = None, seed: int = 0, device: str | torch.device = "cpu", precision: str = "auto",
+    streaming: str | None = None,
 ) -> Encoder:  # fmt: skip
     """Return a frozen encoder by name, or from a folder that `toto_robot pretrain` wrote (`<run>/pretrained_model`).
 
     A folder may be the name of packaged weights (`packaged.names()`). `toto`, `mae`: the model in `path`. `random_vit`:
     MAE's ViT (of `path`, or the nano preset) with weights drawn from `seed`. `random_toto`: the tokenizer and sizes of
-    the Toto in `path`, its backbone drawn from `seed`. `none`: no vision. `state`: none
-    either, the policy is told the simulator's state. `layer`: a block (0 = embedding), "mid", or
-    "last"; by default mid for Toto and last for MAE. `context_frames`: how many frames a Toto stream looks back on, by
-    default all it was trained with. `precision`: "auto", "bf16", "fp32". Raises ValueError for an unknown name, a
-    folder that is missing or holds another model, or arguments out of range.
+    the Toto in `path`, its backbone drawn from `seed`. `none`: no vision. `state`: none either, the policy is told the
+    simulator's state. `layer`: a block (0 = embedding), "mid", or "last", by default mid for Toto and last for MAE;
+    several, in a list or a string like "0+mid", lie side by side in the features. `context_frames`: how many frames a
+    Toto stream looks back on, by default all it was trained with. `streaming`: how it goes beyond them, "ring" (the
+    default), "reset", "staggered" or "recompute" (`models/streaming.py`). `precision`: "auto", "bf16", "fp32". Raises
+    ValueError for an unknown name, a folder that is missing or holds another model, or arguments out of range.
     """
     device = torch.device(device)
     name, folder = _resolve(name_or_dir, path)
@@ -48,18 +53,20 @@ def load_encoder(
     if name in ("mae", "random_vit"):
         if context_frames not in (None, 1):
             raise ValueError(f"{name} has no memory; context_frames must be 1 or unset, got {context_frames}")
+        if streaming is not None:
+            raise ValueError(f"{name} has no memory; streaming must be unset, got {streaming!r}")
         mae = _mae(folder, None if name == "mae" else seed)
-        last = _layer(layer, mae_config(mae).layers, "last")
-        return MAEEncoder(mae, name=name, layer=last, device=device, precision=precision)
+        last = numbered_layers(layer, mae_config(mae).layers, "last")
+        return MAEEncoder(mae, name=name, layers=last, device=device, precision=precision)
     assert folder is not None
     toto = _model(folder, "toto")
     assert isinstance(toto, Toto)
     if name == "random_toto":
         toto = Toto(toto.config, generator=torch.Generator().manual_seed(seed))
     return TotoEncoder(
-        toto, _tokenizer(folder), name=name, layer=_layer(layer, toto.config.layers, "mid"),
+        toto, _tokenizer(folder), name=name, layers=numbered_layers(layer, toto.config.layers, "mid"),
         context_frames=toto.config.context_frames if context_frames is None else context_frames,
-        device=device, precision=precision,
+        device=device, precision=precision, streaming="ring" if streaming is None else streaming,
     )  # fmt: skip
 
 
@@ -101,13 +108,17 @@ def _tokenizer(folder: Path) -> AnyTokenizer:
     return load_tokenizer(tokenizer)
 
 
-def _layer(layer: str | int | None, layers: int, default: str) -> int:
-    """Turn "mid", "last" or a number into a number."""
-    named = {"mid": layers // 2, "last": layers}
+def numbered_layers(layer: Layer | Sequence[Layer] | None, deepest: int, default: str) -> tuple[int, ...]:
+    """Turn names and numbers of layers, one or several, into numbers; ValueError for another name."""
     if layer is None:
         layer = default
-    if isinstance(layer, str):
-        if layer not in named:
-            raise ValueError(f'layer must be "mid", "last" or a number in 0..{layers}, got {layer!r}')
-        return named[layer]
-    return layer
+    if isinstance(layer, int):
+        return (layer,)
+    named = {"mid": deepest // 2, "last": deepest}
+    numbers = []
+    for one in re.split("[+,]", layer) if isinstance(layer, str) else layer:
+        text = str(one).strip()
+        if text not in named and not text.removeprefix("-").isdigit():
+            raise ValueError(f"layer must be mid, last, a number, or several of them joined by +, got {layer!r}")
+        numbers.append(named[text] if text in named else int(text))
+    return tuple(numbers)

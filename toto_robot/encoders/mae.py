@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,11 @@ from toto_robot.encoders.base import (
     PREPROCESSING,
     Frames,
     autocast,
+    check_layers,
+    concatenate,
     fit_frames,
     halve_matrices,
+    layer_setting,
     resolve_precision,
 )
 from toto_robot.models import hub
@@ -31,26 +35,26 @@ _BATCH = 64  # frames at a time: bounds the memory of a long clip
 
 
 class MAEEncoder:
-    """Patch features of one layer of a frozen MAE encoder, nothing masked (`Encoder`). It has no memory: W = 1."""
+    """Patch features of layers of a frozen MAE encoder, nothing masked (`Encoder`). It has no memory: W = 1."""
 
     context_frames = 1
 
     def __init__(
-        self, model: ViTMAEForPreTraining, *, name: str, layer: int, device: torch.device, precision: str = "auto"
-    ) -> None:
+        self, model: ViTMAEForPreTraining, *, name: str, layers: Sequence[int], device: torch.device,
+        precision: str = "auto",
+    ) -> None:  # fmt: skip
         config = mae_config(model)
-        if not 0 <= layer <= config.layers:
-            raise ValueError(f"layer must lie in 0..{config.layers} (0 = embedding), got {layer}")
-        self.name, self.layer, self.device = name, layer, device
-        self.width, self.tokens_per_frame, self.image_px = config.width, config.tokens_per_frame, config.image_px
+        self.name, self.layers, self.device = name, check_layers(layers, config.layers), device
+        self.width = config.width * len(layers)
+        self.tokens_per_frame, self.image_px = config.tokens_per_frame, config.image_px
         self.precision = resolve_precision(precision, device)
         self.model = model.to(device).eval()
         self._fast_model = self.model
         if self.precision == "bf16":
             self._fast_model = copy.deepcopy(self.model)
             halve_matrices(self._fast_model)
-        last = [model.vit.layernorm] if layer == config.layers else []
-        parts = (model.vit.embeddings.patch_embeddings, *model.vit.layers[:layer], *last)
+        last = [model.vit.layernorm] if config.layers in layers else []
+        parts = (model.vit.embeddings.patch_embeddings, *model.vit.layers[: max(layers)], *last)
         self.parameters = sum(p.numel() for part in parts for p in part.parameters())
         self.fingerprint = self._fingerprint()
 
@@ -59,8 +63,8 @@ class MAEEncoder:
         """Encode frames (B, h, w, 3); return (B, P, D) float32."""
         fitted = fit_frames(frames, self.image_px, self.device).split(_BATCH)
         with autocast(self.precision, self.device):
-            parts = [mae_features(self._fast_model, normalise_pixels(part), self.layer).float() for part in fitted]
-        return torch.cat(parts)
+            parts = [mae_features(self._fast_model, normalise_pixels(part), self.layers) for part in fitted]
+        return torch.cat([concatenate(part, self.layers) for part in parts])
 
     def encode_clip(self, frames: Frames) -> Tensor:
         """Encode clips (B, T, h, w, 3) frame by frame; return (B, T, P, D) float32."""
@@ -77,11 +81,11 @@ class MAEEncoder:
 
     def settings(self) -> dict[str, object]:
         """Return the keyword arguments of `load_encoder` for a saved folder."""
-        return {"layer": self.layer, "precision": self.precision}
+        return {"layer": layer_setting(self.layers), "precision": self.precision}
 
     def _fingerprint(self) -> str:
         parts = {
-            "model": hub.fingerprint(self.model), "layer": self.layer, "context_frames": 1,
+            "model": hub.fingerprint(self.model), "layer": layer_setting(self.layers), "context_frames": 1,
             "preprocessing": PREPROCESSING + ", ImageNet mean and std", "precision": self.precision,
         }  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -92,7 +96,8 @@ class NoEncoder:
     simulator's state beside it (`state`, the oracle: what a policy reaches that sees everything).
     """
 
-    width, tokens_per_frame, layer, context_frames, parameters, precision = 0, 0, 0, 1, 0, "fp32"
+    width, tokens_per_frame, context_frames, parameters, precision = 0, 0, 1, 0, "fp32"
+    layers: tuple[int, ...] = ()
 
     def __init__(self, name: str = "none", image_px: int = 64) -> None:
         self.name, self.image_px = name, image_px

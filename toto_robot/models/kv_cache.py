@@ -8,6 +8,7 @@ and rotate that key to just before the window (see `attention.py`).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from toto_robot.models.attention import Layout, Rotation, Window, rotate, sequence_keys, sequence_layout
@@ -16,21 +17,30 @@ from toto_robot.models.attention import Layout, Rotation, Window, rotate, sequen
 class FrameRing:
     """The last `context_frames` frames of every row, for one frame a call; rows restart independently.
 
-    Key slots of a row: [start token | W frames of P tokens]. All rows write the same frame slot, `step % W`; a row's
-    own count of frames since its restart gives its positions and which slots it may look at. `Toto.ring` makes one.
+    Key slots of a row: [start token | W frames of P tokens]. All rows write the same frame slot, one after the other; a
+    row's own count of frames since its restart gives its positions and which slots it may look at. `Toto.ring` makes
+    one. With `fixed_shapes` every call does the same operations on the same memory, as a CUDA graph needs: the slot is
+    a tensor, and slots not yet used are looked at, behind the mask. Without, the first W - 1 calls are cheaper.
     """
 
-    def __init__(self, batch: int, window: Window, device: torch.device) -> None:
+    def __init__(self, batch: int, window: Window, device: torch.device, *, fixed_shapes: bool = False) -> None:
         self.batch, self.window, self.device = batch, window, device
-        self.step = -1  # -1: waiting for the start token
-        self.frames_since_reset = torch.zeros(batch, dtype=torch.long, device=device)
+        self.step = -1  # -1: waiting for the start token; counts on only without fixed shapes
+        with torch.inference_mode(False):  # a ring made inside inference mode may be used outside it
+            self.frames_since_reset = torch.zeros(batch, dtype=torch.long, device=device)
+            self._slot = torch.zeros((), dtype=torch.long, device=device) if fixed_shapes else None
+            self._inside = torch.arange(window.tokens_per_frame, device=device)  # a token's place in its frame
+            slots = torch.arange(window.context_frames, device=device)
+            self._slots = slots.repeat_interleave(window.tokens_per_frame)  # a key's frame slot, (W * P,)
+            causal = self._inside <= self._inside[:, None]
+            self._causal = causal.repeat(1, window.context_frames)  # within every slot, (P, W * P)
         self._start_key: list[Tensor] = []  # (H, 1, K) a layer, not rotated
         self._keys: list[Tensor] = []  # (B, H, 1 + W * P, K) a layer
         self._values: list[Tensor] = []
 
     def reset(self, rows: Tensor) -> None:
         """Forget the past of `rows`, a boolean (B,): their next frame is their frame 0."""
-        self.frames_since_reset = torch.where(rows.to(self.device), 0, self.frames_since_reset)
+        self.frames_since_reset.masked_fill_(rows.to(self.device), 0)
 
     def layout(self, batch: int, length: int) -> Layout:
         """Lay out the next call: first the start token alone, then one frame a call."""
@@ -41,10 +51,9 @@ class FrameRing:
         if (batch, length) != expected:
             raise ValueError(f"the stream takes one frame a call, ids {expected}; got {(batch, length)}")
         frame = self.frames_since_reset[:, None]  # (B, 1)
-        inside = torch.arange(length, device=self.device)
-        at = self._rotation(1 + frame * length + inside)
+        at = self._rotation(1 + frame * length + self._inside)
         start = self._rotation(self.window.start_position(frame))
-        return Layout(at, start, self._mask(inside), causal=False)
+        return Layout(at, start, self._mask(), causal=False)
 
     def extend(self, layer: int, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Put a frame's keys and values in its slot; return the start slot and all frame slots used so far."""
@@ -53,42 +62,53 @@ class FrameRing:
             return rotate(k, layout.rotation), v
         assert layout.start is not None
         keys, values = self._keys[layer], self._values[layer]
-        P = self.window.tokens_per_frame
-        first = 1 + self.step % self.window.context_frames * P
         keys[:, :, :1] = rotate(self._start_key[layer], layout.start)
-        keys[:, :, first : first + P] = rotate(k, layout.rotation)
-        values[:, :, first : first + P] = v
-        used = 1 + self._frames_used() * P
+        self._write(keys, rotate(k, layout.rotation))
+        self._write(values, v)
+        used = 1 + self._frames_used() * self.window.tokens_per_frame
         return keys[:, :, :used], values[:, :, :used]
 
     def advance(self) -> None:
         """Count the call that has just gone through all layers."""
-        if self.step >= 0:
-            self.frames_since_reset = self.frames_since_reset + 1
-        self.step += 1
+        if self.step < 0:
+            self.step = 0
+            return
+        self.frames_since_reset += 1
+        if self._slot is None:
+            self.step += 1
+        else:
+            self._slot.add_(1).remainder_(self.window.context_frames)
 
     def _frames_used(self) -> int:
-        return min(self.step + 1, self.window.context_frames)
+        window = self.window.context_frames
+        return min(self.step + 1, window) if self._slot is None else window
+
+    def _current_slot(self) -> int | Tensor:
+        return self.step % self.window.context_frames if self._slot is None else self._slot
+
+    def _write(self, cache: Tensor, new: Tensor) -> None:
+        P = self.window.tokens_per_frame
+        if self._slot is None:
+            first = 1 + self.step % self.window.context_frames * P
+            cache[:, :, first : first + P] = new
+        else:
+            cache.index_copy_(2, 1 + self._slot * P + self._inside, new)
 
     def _rotation(self, positions: Tensor) -> Rotation:
         cos, sin = self.window.rotation(positions)
         return Rotation(cos[:, None], sin[:, None])  # (B, 1, L, K/2): the same for all heads
 
-    def _mask(self, inside: Tensor) -> Tensor:
-        used = self._frames_used()
-        current = self.step % self.window.context_frames
-        age = (current - torch.arange(used, device=self.device)) % self.window.context_frames  # frames ago, by slot
-        seen = (age <= self.frames_since_reset[:, None]).repeat_interleave(len(inside), dim=1)
-        mask = torch.ones(self.batch, len(inside), 1 + used * len(inside), dtype=torch.bool, device=self.device)
-        mask[:, :, 1:] = seen[:, None]
-        first = 1 + current * len(inside)
-        mask[:, :, first : first + len(inside)] = inside <= inside[:, None]
-        return mask[:, None]  # (B, 1, P, 1 + used * P)
+    def _mask(self) -> Tensor:
+        used = self._frames_used() * self.window.tokens_per_frame
+        age = (self._current_slot() - self._slots[:used]) % self.window.context_frames  # in frames, by key
+        past = (age > 0) & (age <= self.frames_since_reset[:, None])  # (B, used)
+        own = (age == 0) & self._causal[:, :used]  # (P, used)
+        return F.pad(past[:, None] | own, (1, 0), value=True)[:, None]  # (B, 1, P, 1 + used); all see the start
 
     def _remember_start(self, k: Tensor, v: Tensor) -> None:
         _, H, _, K = k.shape
         shape = (self.batch, H, 1 + self.window.context_frames * self.window.tokens_per_frame, K)
-        with torch.inference_mode(False):  # a ring made inside inference mode may be used outside it
+        with torch.inference_mode(False):
             keys, values = k.new_zeros(shape), v.new_zeros(shape)  # zeros: a masked slot must not hold a NaN
             self._start_key.append(k.clone()[:1])
         values[:, :, :1] = v

@@ -6,6 +6,7 @@ The model is `ViTMAEForPreTraining` of transformers, not a copy of it: the basel
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,21 +118,22 @@ def normalise_pixels(images: Tensor) -> Tensor:
     return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def mae_features(model: ViTMAEForPreTraining, pixels: Tensor, layer: int) -> Tensor:
-    """Return patch features (B, P, D) in raster order of un-masked normalised pixels (B, 3, h, w), CLS dropped.
+def mae_features(model: ViTMAEForPreTraining, pixels: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+    """Return patch features (B, P, D) by layer, in raster order, of un-masked normalised pixels (B, 3, h, w), no CLS.
 
     Layer l is the residual stream after block l (0 the embedding); the last passes the final LayerNorm too, as MAE's
-    probes and MVP use it. Blocks above `layer` are not run. Raises ValueError for a layer out of range.
+    probes and MVP use it. Blocks above the deepest layer are not run. Raises ValueError for a layer out of range.
     """
-    vit = model.vit
-    if not 0 <= layer <= len(vit.layers):
-        raise ValueError(f"layer must lie in 0..{len(vit.layers)} (0 = embedding), got {layer}")
+    vit, depth = model.vit, len(model.vit.layers)
+    if not all(0 <= layer <= depth for layer in layers):
+        raise ValueError(f"layers must lie in 0..{depth} (0 = embedding), got {tuple(layers)}")
     embeddings = vit.embeddings
     patches = embeddings.patch_embeddings(pixels) + embeddings.position_embeddings[:, 1:]
     cls = embeddings.cls_token + embeddings.position_embeddings[:, :1]
     x = torch.cat([cls.expand(len(patches), -1, -1), patches], dim=1)  # (B, 1 + P, D), as a mask ratio of 0 would
-    for block in vit.layers[:layer]:
+    features = {0: x[:, 1:]} if 0 in layers else {}
+    for layer, block in enumerate(vit.layers[: max(layers, default=0)], start=1):
         x = block(x, None)
-    if layer == len(vit.layers):
-        x = vit.layernorm(x)
-    return x[:, 1:]
+        if layer in layers:
+            features[layer] = (vit.layernorm(x) if layer == depth else x)[:, 1:]
+    return features

@@ -74,6 +74,11 @@ class TotoConfig:
         """What attention needs to know of this configuration."""
         return Window(self.tokens_per_frame, self.context_frames, self.width // self.heads, self.rope_base)
 
+    def check_context(self, frames: int) -> None:
+        """Raise ValueError unless a stream may look back on `frames` frames."""
+        if not 1 <= frames <= self.context_frames:
+            raise ValueError(f"context_frames must lie in 1..{self.context_frames} (trained), got {frames}")
+
     def pack(self, codes: Tensor, kind: str | Sequence[str] = "video") -> tuple[Tensor, Tensor]:
         """Turn codes (B, T, P) into (inputs, targets), each (B, 1 + T * P) int64.
 
@@ -233,18 +238,20 @@ class Toto(nn.Module):
         return self.config.pack(codes, kind)
 
     @torch.no_grad()
-    def ring(self, batch: int, *, layers: int | None = None, context_frames: int | None = None) -> FrameRing:
+    def ring(
+        self, batch: int, *, layers: int | None = None, context_frames: int | None = None, fixed_shapes: bool = False
+    ) -> FrameRing:
         """Make the memory of a stream of `batch` rows and put the start token in it.
 
         `layers`: how many blocks will run (default all). `context_frames`: window, default and at most what `config`
-        says. Call it under the same autocast as the steps.
+        says. `fixed_shapes` as in `FrameRing`. Call it under the same autocast as the steps.
         """
         config = self.config
-        window = config.context_frames if context_frames is None else context_frames
-        if not 1 <= window <= config.context_frames:
-            raise ValueError(f"context_frames must lie in 1..{config.context_frames} (trained), got {window}")
+        frames = config.context_frames if context_frames is None else context_frames
+        config.check_context(frames)
         device = self.embed.weight.device
-        ring = FrameRing(batch, config.window._replace(context_frames=window), device)
+        window = config.window._replace(context_frames=frames)
+        ring = FrameRing(batch, window, device, fixed_shapes=fixed_shapes)
         start = torch.tensor([[config.start_video_id]], device=device)
         self(start, layers=(config.layers if layers is None else layers,), logits=False, cache=ring)
         return ring

@@ -1,0 +1,172 @@
+"""What is one turn of PPO on the features of a frozen encoder: collect, update, learn the statistics?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from policies.bc import Trained
+from policies.heads.base import InputSizes
+from policies.normalize import Normalizer
+from policies.observation import sees_state
+from policies.ppo_actor import ActorCritic, ReturnScale, RunningNormalizer
+from policies.ppo_config import PPOConfig
+from policies.ppo_envs import EnvironmentPool
+from policies.ppo_rollout import Collector, Rollout
+from policies.ppo_update import update
+from policies.processes import usable_cores
+from toto_robot.encoders.base import Encoder
+from toto_robot.pretrain.optim import learning_rate, set_learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What PPO learns in."""
+
+    make: Callable[[], Any]  # makes an environment; picklable
+    task: Mapping[str, Any]  # its specification
+    state_entries: int  # of the simulator's state; only the oracle is told
+    encoder: Encoder
+    cameras: tuple[str, ...]  # that the encoder sees; none for a blind one
+
+    @property
+    def told_names(self) -> tuple[str, ...]:
+        """Names of the numbers that the policy is told."""
+        state = range(self.state_entries if sees_state(self.encoder) else 0)
+        return (*self.task["proprio_names"], *(f"state_{index}" for index in state))
+
+
+class Learner(nn.Module):
+    """All that a checkpoint must hold besides the optimizer: actor, critic and running statistics."""
+
+    def __init__(self, config: PPOConfig, setting: Setting, seed: int) -> None:
+        super().__init__()
+        encoder, names = setting.encoder, setting.told_names
+        sizes = InputSizes(
+            cameras=setting.cameras,
+            tokens_per_frame=encoder.tokens_per_frame,
+            token_width=encoder.width,
+            proprio_dim=len(names),
+        )
+        self.actor_critic = ActorCritic(config, sizes, len(setting.task["action_names"]), seed)
+        self.told = RunningNormalizer(names, config.proprio_normalizer)
+        self.returns = ReturnScale(config.discount)
+        self._action_names = tuple(setting.task["action_names"])
+
+    def trained(self) -> Trained:
+        """Return a copy of the deterministic policy as it is now: the mean of the distribution."""
+        head = self.actor_critic.head
+        copied = type(head)(head.config, head.sizes, head.action_dim)
+        copied.load_state_dict({name: tensor.cpu().clone() for name, tensor in head.state_dict().items()})
+        count = len(self._action_names)
+        identity = Normalizer(
+            kind="none",
+            names=self._action_names,
+            offset=np.zeros(count, np.float32),
+            scale=np.ones(count, np.float32),
+        )
+        return Trained(copied.eval(), self.told.normalizer(), identity)
+
+
+class Trainer:
+    """A learner, its optimizer and the environments it learns in.
+
+    Turn `index` draws its noise and its minibatches from a generator seeded by (seed, index). Environments are not part
+    of the state that can be saved: a trainer that begins at turn `start` begins new episodes.
+    """
+
+    def __init__(self, config: PPOConfig, setting: Setting, seed: int) -> None:
+        self.config, self._setting, self._seed = config, setting, seed
+        self._device = torch.device(config.device)
+        self.learner = Learner(config, setting, seed).to(self._device)
+        self._peak = _peak_learning_rate(config, setting)
+        parameters = self.learner.actor_critic.parameters()
+        self.optimizer = torch.optim.Adam(parameters, lr=self._peak, fused=True)
+        self._workers = usable_cores() if config.workers is None else config.workers
+        self._pool: EnvironmentPool | None = None
+
+    def open(self, start: int) -> EnvironmentPool:
+        """Return the environments, to be entered, for turns from `start` on."""
+        config, task = self.config, self._setting.task
+        self._pool = EnvironmentPool(
+            self._setting.make,
+            num_envs=config.num_envs,
+            workers=self._workers,
+            groups=config.groups,
+            seed=(self._seed, start),
+        )
+        self._collector = Collector(
+            self._pool,
+            self._setting.encoder,
+            cameras=self._setting.cameras,
+            image_size=config.image_size,
+            normalizer=self.learner.told.normalizer(),
+            action_low=np.asarray(task["action_low"], np.float32),
+            action_high=np.asarray(task["action_high"], np.float32),
+            device=self._device,
+        )
+        return self._pool
+
+    def turn(self, index: int) -> tuple[Rollout, dict[str, float]]:
+        """Collect, update, and take the rollout into the statistics; return it and what there is to tell."""
+        config, learner = self.config, self.learner
+        began = time.perf_counter()
+        rate = learning_rate(index, peak=self._peak, warmup_steps=0, steps=config.updates, final_ratio=0.0)
+        set_learning_rate(self.optimizer, rate)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
+        with _threads(1 if self._workers else config.threads):  # the other cores step environments
+            rollout = self._collector.collect(learner.actor_critic, config.rollout_steps, generator)
+        collected = time.perf_counter()
+        scale = 1.0
+        if config.normalize_rewards:
+            learner.returns.update(rollout.rewards, rollout.terminated | rollout.truncated)
+            scale = 1.0 / learner.returns.deviation
+        with _threads(config.threads):
+            values = update(config, learner.actor_critic, self.optimizer, rollout, generator, scale)
+        learner.told.update(rollout.told[rollout.counts])
+        self._collector.set_normalizer(learner.told.normalizer())
+        now = time.perf_counter()
+        return rollout, {
+            **values,
+            **_rollout_figures(rollout),
+            "train/learning_rate": rate,
+            "time/steps_a_second": config.batch_steps / (now - began),
+            "time/update_s": now - collected,
+        }
+
+
+def _peak_learning_rate(config: PPOConfig, setting: Setting) -> float:
+    if config.learning_rate is not None:
+        return config.learning_rate
+    slow = "kuka" in setting.task["env_id"].lower() and setting.cameras
+    return 5e-4 if slow else 1e-3
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads in the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or usable_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rollout_figures(rollout: Rollout) -> dict[str, float]:
+    steps = float(rollout.counts.sum())
+    return {
+        **{f"reward/{name}": total / steps for name, total in rollout.reward_terms.items()},
+        "rollout/terminated": float(rollout.terminated.sum()),
+        "rollout/truncated": float(rollout.truncated.sum()),
+        "time/encode_s": rollout.encode_s,
+        "time/policy_s": rollout.policy_s,
+        "time/wait_s": rollout.wait_s,
+    }

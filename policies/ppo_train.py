@@ -1,0 +1,95 @@
+"""How does the simulator become a PPO policy's bundles: environments, encoder, training, best and last?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from policies.bc import Trained
+from policies.bundle import BundleContent, save_bundle
+from policies.chunks import ExecutionConfig
+from policies.control import PREFIX
+from policies.encoder import EncoderConfig, open_encoder
+from policies.environment import environment_id, make_environment, task_spec
+from policies.observation import seen_cameras, sees_state
+from policies.ppo import Setting
+from policies.ppo_config import PPOConfig
+from policies.ppo_loop import train_ppo
+from toto_robot.encoders.base import Encoder
+
+
+def learn_by_trial(
+    config: PPOConfig,
+    *,
+    env: str,
+    preset: str,
+    cameras: tuple[str, ...],
+    encoder: EncoderConfig,
+    seed: int,
+    settings: Mapping[str, Any],
+    run_dir: Path,
+) -> None:
+    """Train with PPO and leave <run>/bundle and <run>/bundle_best or bundle_last, the one that `select` did not choose.
+
+    `settings` are stored in the bundles. While it trains, <run>/bundle_best is the best so far, ready to be evaluated.
+    """
+    eyes = open_encoder(encoder)
+    seen = seen_cameras(eyes, cameras)
+    setting = _setting(config, env=env, preset=preset, cameras=seen, filmed=cameras, encoder=eyes)
+    training = {
+        "learner": "ppo",
+        "env_steps": config.updates * config.batch_steps,
+        "seed": seed,
+        "settings": dict(settings),
+    }
+
+    def save(name: str, trained: Trained) -> None:
+        content = BundleContent(
+            trained=trained,
+            encoder=eyes,
+            execution=ExecutionConfig(kind="first"),
+            task=setting.task,
+            cameras=seen,
+            training=training,
+        )
+        save_bundle(run_dir / name, content)
+
+    last = train_ppo(config, setting, seed, run_dir, keep_best=partial(save, "bundle_best"))
+    best = run_dir / "bundle_best"
+    if config.select == "best" and best.exists():
+        save("bundle_last", last)
+        shutil.rmtree(run_dir / "bundle", ignore_errors=True)
+        os.replace(best, run_dir / "bundle")
+    else:
+        save("bundle", last)
+
+
+def _setting(
+    config: PPOConfig,
+    *,
+    env: str,
+    preset: str,
+    cameras: tuple[str, ...],
+    filmed: tuple[str, ...],
+    encoder: Encoder,
+) -> Setting:
+    """Say how environments are made; one that is never stepped tells the specification."""
+    name, control = environment_id(env), env.startswith(PREFIX)
+    options: dict[str, Any] = {"preset": preset, "action_mode": config.action_mode, "image_size": config.image_size}
+    blind_mode = "state" if sees_state(encoder) else "proprio"
+    watched = {"obs_mode": "pixels", "cameras": cameras} if cameras else {"obs_mode": blind_mode}
+    # What a blind policy is filmed with belongs to its task too.
+    example = make_environment(name, **options, obs_mode="proprio" if control else "all", cameras=filmed)
+    task, state = task_spec(example), example.observation_space.spaces.get("state")
+    example.close()
+    return Setting(
+        make=partial(make_environment, name, **options, **watched),
+        task=task,
+        state_entries=0 if state is None else int(state.shape[0]),
+        encoder=encoder,
+        cameras=cameras,
+    )

@@ -1,0 +1,349 @@
+"""PPO's parts against their definitions, and that it learns, continues and leaves a policy that deployment can load."""
+
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from policies import ppo
+from policies.bundle import load_policy
+from policies.encoder import EncoderConfig, open_encoder
+from policies.environment import make_environment, task_spec
+from policies.evaluate import EvaluationConfig
+from policies.heads.base import InputSizes
+from policies.heads.trunk import TrunkConfig
+from policies.observation import Inputs
+from policies.ppo_actor import ActorCritic, ReturnScale, RunningNormalizer
+from policies.ppo_config import PPOConfig
+from policies.ppo_envs import EnvironmentPool
+from policies.ppo_loop import Window, restore, train_ppo
+from policies.ppo_rollout import Collector
+from policies.ppo_train import learn_by_trial
+from policies.ppo_update import update
+from policies.train import TrainPolicyConfig, train_bundle
+from toto_robot.run_folder import read_metrics
+
+SMALL = TrunkConfig(activation="selu", camera_width=8, proprio_width=32, hidden=(32, 32), queries=1, attention_heads=1)
+TINY = PPOConfig(
+    env_steps=6 * 64, num_envs=4, rollout_steps=16, workers=0, groups=2, epochs=2, minibatches=2, threads=1,
+    image_size=32, window_episodes=2, checkpoint_every=2, trunk=SMALL,
+)  # fmt: skip
+PENDULUM = "gymnasium/Pendulum-v1"  # 200 steps, then truncation
+
+
+def _sizes(proprio_dim, **more):
+    return InputSizes(**{"cameras": (), "tokens_per_frame": 0, "token_width": 0, "proprio_dim": proprio_dim, **more})
+
+
+def _collector(pool, make, encoder, cameras=(), image_size=32):
+    task = task_spec(make())
+    names = ppo.Setting(make=make, task=task, state_entries=34, encoder=encoder, cameras=cameras).told_names
+    low, high = (np.asarray(task[key], np.float32) for key in ("action_low", "action_high"))
+    collector = Collector(
+        pool, encoder, cameras=cameras, image_size=image_size, normalizer=RunningNormalizer(names, "none").normalizer(),
+        action_low=low, action_high=high, device=torch.device("cpu"),
+    )  # fmt: skip
+    return collector, len(names), len(low)
+
+
+# --- rollouts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "encoder", "workers", "ends"),
+    [
+        (PENDULUM, {}, "none", 0, "truncated"),
+        (
+            "franka_pick",
+            {"obs_mode": "state", "preset": "pixmc", "action_mode": "joint_delta"},
+            "state",
+            1,
+            "terminated",
+        ),
+    ],
+)
+def test_a_rollout_is_what_environments_do_alone(name, settings, encoder, workers, ends):
+    make = partial(make_environment, name, **settings)
+    steps, envs = 210, 4
+    with EnvironmentPool(make, num_envs=envs, workers=workers, groups=2, seed=(3, 0)) as pool:
+        collector, told, actions = _collector(pool, make, open_encoder(EncoderConfig(name=encoder)))
+        model = ActorCritic(PPOConfig(trunk=SMALL), _sizes(told), actions, seed=0)
+        rollout = collector.collect(model, steps, torch.Generator().manual_seed(0))
+        seeds = pool.seeds
+    ended = 0
+    for row in range(envs):
+        alone, over = make(), False
+        seen, _ = alone.reset(seed=int(seeds[row]))
+        for step in range(steps):
+            expected = np.concatenate([seen[key] for key in ("proprio", "state") if key in seen])
+            np.testing.assert_array_equal(rollout.told[step, row], expected)
+            assert bool(rollout.counts[step, row]) != over
+            if over:  # the action that answers a last observation goes nowhere
+                seen, over = alone.reset()[0], False
+                assert rollout.rewards[step, row] == 0
+                assert not (rollout.terminated[step, row] or rollout.truncated[step, row])
+                continue
+            action = np.clip(rollout.actions[step, row].numpy(), alone.action_space.low, alone.action_space.high)
+            seen, reward, terminated, truncated, _ = alone.step(action)
+            assert rollout.rewards[step, row] == pytest.approx(reward, rel=1e-6)
+            assert (rollout.terminated[step, row], rollout.truncated[step, row]) == (terminated, truncated)
+            over = terminated or truncated
+            ended += int({"terminated": terminated, "truncated": truncated}[ends])
+    assert ended >= 1
+    with torch.no_grad():  # the value that follows a step is that of the observation it led to, last ones included
+        _, values = model(Inputs(rollout.proprio.flatten(0, 1), {}))
+    np.testing.assert_allclose(rollout.values[:-1].ravel(), values.numpy(), atol=1e-4)
+
+
+class _Counting:
+    """An encoder whose streams count the frames that they are given."""
+
+    def __init__(self, encoder):
+        self._encoder, self.frames = encoder, 0
+
+    def __getattr__(self, name):
+        return getattr(self._encoder, name)
+
+    def stream(self, batch):
+        stream, counted = self._encoder.stream(batch), self
+
+        class Stream:
+            def step(self, frames, reset=None):
+                counted.frames += len(frames)
+                return stream.step(frames, reset)
+
+        return Stream()
+
+
+@pytest.mark.render
+def test_each_frame_is_encoded_once_and_kept_as_the_encoder_gave_it(toto):
+    cameras, steps, envs = ("front", "wrist"), 5, 4
+    settings = {"obs_mode": "pixels", "cameras": cameras, "image_size": 32}
+    make = partial(make_environment, "franka_pick", **settings)
+    plain = open_encoder(toto)
+    encoder = _Counting(plain)
+    config = replace(TINY, rollout_steps=steps)
+    with EnvironmentPool(make, num_envs=envs, workers=0, groups=2, seed=(0, 0)) as pool:
+        collector, told, actions = _collector(pool, make, encoder, cameras)
+        sizes = _sizes(told, cameras=cameras, tokens_per_frame=16, token_width=plain.width)
+        model = ActorCritic(config, sizes, actions, seed=0)
+        rollout = collector.collect(model, steps, torch.Generator().manual_seed(0))
+        assert encoder.frames == (steps + 1) * envs * len(cameras)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        update(config, model, optimizer, rollout, torch.Generator().manual_seed(0))
+        assert encoder.frames == (steps + 1) * envs * len(cameras)
+        assert rollout.token_bytes == steps * envs * len(cameras) * 16 * plain.width * 2
+        kept = {camera: tokens.clone() for camera, tokens in rollout.tokens.items()}
+        drawn, seeds = rollout.actions.numpy().copy(), pool.seeds
+        collector.collect(model, steps, torch.Generator().manual_seed(1))
+        assert encoder.frames == (2 * steps + 1) * envs * len(cameras)  # it goes on from the last frame
+    row = 3
+    alone = make()
+    seen, _ = alone.reset(seed=int(seeds[row]))
+    films = {camera: [] for camera in cameras}
+    for step in range(steps):
+        for camera in cameras:
+            films[camera].append(seen["pixels"][camera])
+        seen, *_ = alone.step(np.clip(drawn[step, row], -1, 1))
+    for camera in cameras:
+        expected = plain.encode_clip(np.stack(films[camera])[None])[0]
+        np.testing.assert_allclose(kept[camera][:, row].float(), expected, atol=5e-3)
+
+
+def test_environments_must_share_out_evenly():
+    with pytest.raises(ValueError, match=r"a multiple of 4, got 6"):
+        EnvironmentPool(partial(make_environment, PENDULUM), num_envs=6, workers=2, groups=2, seed=(0,))
+
+
+# --- actor and statistics -------------------------------------------------------------------------------------------
+
+
+def test_density_and_entropy_are_those_of_a_normal_distribution():
+    model = ActorCritic(PPOConfig(trunk=SMALL), _sizes(5), 3, seed=0)
+    with torch.no_grad():
+        model.log_std.copy_(torch.tensor([-1.0, 0.3, 0.0]))
+    mean, actions = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0))
+    normal = torch.distributions.Normal(mean, model.log_std.exp())
+    torch.testing.assert_close(model.log_probability(mean, actions), normal.log_prob(actions).sum(-1))
+    torch.testing.assert_close(model.entropy(), normal.entropy()[0].sum())
+
+
+def test_running_statistics_are_those_of_all_values_together():
+    parts = [np.random.default_rng(seed).normal(3 * seed, 1 + seed, (20 + seed, 2)) for seed in range(4)]
+    running = RunningNormalizer(("a", "b"), "mean_std")
+    for part in parts:
+        running.update(part)
+    together, got = np.concatenate(parts), running.normalizer()
+    np.testing.assert_allclose(got.offset, together.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(got.scale, together.std(0), rtol=1e-5)
+
+
+def test_the_scale_of_returns_begins_anew_with_each_episode():
+    rewards = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    ended = np.random.default_rng(1).random((30, 3)) < 0.2
+    sums, carried = [], np.zeros(3)
+    for step in range(30):
+        carried = 0.9 * carried + rewards[step]
+        sums.append(carried.copy())
+        carried[ended[step]] = 0
+    scale = ReturnScale(0.9)
+    scale.update(rewards[:11], ended[:11])
+    scale.update(rewards[11:], ended[11:])
+    assert scale.deviation == pytest.approx(np.std(sums), rel=1e-4)
+
+
+def test_an_update_follows_the_clipped_objective():
+    """One epoch of one minibatch is one Adam step along the gradient of the published loss, written out again."""
+    config = replace(TINY, epochs=1, minibatches=1, num_envs=4, rollout_steps=32, learning_rate=1e-3, clip_norm=1e9)
+    make = partial(make_environment, PENDULUM)
+    with EnvironmentPool(make, num_envs=4, workers=0, groups=1, seed=(0,)) as pool:
+        collector, told, actions = _collector(pool, make, open_encoder(EncoderConfig(name="none")))
+        model = ActorCritic(config, _sizes(told), actions, seed=0)
+        rollout = collector.collect(model, 32, torch.Generator().manual_seed(0))
+    twin = ActorCritic(config, _sizes(told), actions, seed=0)
+    with torch.no_grad():  # away from the policy that acted, so that ratios differ from 1 and some are clipped
+        for each in (model, twin):
+            each.head.out.bias.add_(0.2)
+    update(config, model, torch.optim.SGD(model.parameters(), lr=1.0), rollout, torch.Generator())
+
+    values = torch.from_numpy(rollout.values)
+    gains = torch.zeros(32, 4)
+    carried = torch.zeros(4)
+    for step in reversed(range(32)):  # nothing ends within 32 steps
+        carried = (
+            torch.from_numpy(rollout.rewards[step]) + 0.99 * values[step + 1] - values[step] + 0.99 * 0.95 * carried
+        )
+        gains[step] = carried
+    mean, predicted = twin(Inputs(rollout.proprio.flatten(0, 1), {}))
+    normal = torch.distributions.Normal(mean, twin.log_std.exp())
+    ratio = (normal.log_prob(rollout.actions.flatten(0, 1)).sum(-1) - rollout.log_probability.flatten()).exp()
+    assert ((ratio - 1).abs() > config.clip).any() and ((ratio - 1).abs() < config.clip).any()
+    normed = ((gains - gains.mean()) / gains.std()).flatten()
+    objective = torch.minimum(ratio * normed, ratio.clamp(0.9, 1.1) * normed).mean()
+    loss = -objective + 2.0 * ((gains + values[:-1]).flatten() - predicted).square().mean()
+    loss.backward()
+    for (name, moved), still in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(moved, still - still.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def _learn(config, run_dir, *, env=PENDULUM, encoder="none", seed=0):
+    learn_by_trial(
+        config, env=env, preset="pixmc", cameras=("front",), encoder=EncoderConfig(name=encoder), seed=seed,
+        settings={}, run_dir=run_dir,
+    )  # fmt: skip
+
+
+def test_it_swings_the_pendulum_up(tmp_path):
+    """From about -1200 (a policy that does nothing) to above -400 in 40 000 steps; solved is about -150."""
+    config = PPOConfig(
+        env_steps=40_000, num_envs=8, rollout_steps=250, workers=0, groups=1, minibatches=8, clip=0.2, threads=1,
+        learning_rate=2e-3, discount=0.9, normalize_rewards=True, window_episodes=16,
+        trunk=TrunkConfig(activation="selu", proprio_width=64, hidden=(64, 64)),
+    )  # fmt: skip
+    _learn(config, tmp_path)
+    returns = [line["episode/return"] for line in read_metrics(tmp_path) if "episode/return" in line]
+    assert returns[0] < -800
+    assert max(returns[-3:]) > -400, returns
+
+
+def test_a_killed_training_continues_from_its_last_checkpoint(tmp_path, monkeypatch):
+    config = replace(TINY, env_steps=30 * 64, checkpoint_every=5)
+    calls = []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 18:  # updates 16 and 17 are lost
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    monkeypatch.setattr(ppo, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _learn(config, tmp_path)
+    assert not (tmp_path / "bundle").exists()
+    with open(tmp_path / "curve.jsonl", "a") as file:
+        file.write('{"env_steps": 9')  # cut off
+    monkeypatch.setattr(ppo, "update", update)
+    assert (tmp_path / "checkpoints" / "last").resolve().name == f"{15 * 64:06d}"
+    _learn(config, tmp_path)
+    steps = [line["step"] for line in read_metrics(tmp_path)]
+    assert steps == [64 * (index + 1) for index in range(30)]
+    curve = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    measured = [line["env_steps"] for line in curve]
+    assert measured == sorted(set(measured)) and measured[-1] == 30 * 64
+    assert all(line.keys() == {"env_steps", "successes", "episodes", "wall_s"} for line in curve)
+    rates = [line["train/learning_rate"] for line in read_metrics(tmp_path)]
+    assert rates == pytest.approx([5e-4 * (1 + math.cos(math.pi * index / 30)) for index in range(1, 31)], abs=1e-9)
+
+
+def test_a_checkpoint_holds_weights_moments_and_statistics(tmp_path):
+    make = partial(make_environment, PENDULUM)
+    setting = ppo.Setting(
+        make=make, task=task_spec(make()), state_entries=0, encoder=open_encoder(EncoderConfig(name="none")), cameras=()
+    )
+    train_ppo(TINY, setting, 0, tmp_path, lambda trained: None)
+    trainers = []
+    for _ in range(2):
+        trainers.append(ppo.Trainer(TINY, setting, seed=1))
+        assert restore(tmp_path, trainers[-1], Window(2))[0] == 6
+    one, other = (trainer.learner for trainer in trainers)
+    assert float(one.told.count) == 6 * 64 and one.told.variance.min() > 0
+    assert float(trainers[0].optimizer.state[one.actor_critic.log_std]["step"]) == 6 * 2 * 2
+    fresh = ppo.Learner(TINY, setting, seed=1)
+    assert not torch.equal(one.actor_critic.log_std, fresh.actor_critic.log_std)
+    for left, right in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_bundle_does_what_the_trained_mean_does(tmp_path):
+    config = TrainPolicyConfig(
+        policy="ppo", preset="pixmc", encoder=EncoderConfig(name="state"), ppo=replace(TINY, select="last"),
+        evaluation=EvaluationConfig(episodes=1, videos=0),
+    )  # fmt: skip
+    bundle = train_bundle(config, tmp_path)
+    policy = load_policy(bundle)
+    assert (policy.task["preset"], policy.task["action_mode"], policy.oracle) == ("pixmc", config.ppo.action_mode, True)
+    environment = make_environment("franka_pick", obs_mode="state", preset="pixmc", action_mode=config.ppo.action_mode)
+    seen, _ = environment.reset(seed=5)
+    setting = ppo.Setting(
+        make=make_environment, task=policy.task, state_entries=34,
+        encoder=open_encoder(EncoderConfig(name="state")), cameras=(),
+    )  # fmt: skip
+    trainer = ppo.Trainer(config.ppo, setting, seed=9)
+    restore(tmp_path, trainer, Window(2))
+    learner = trainer.learner
+    told = np.concatenate([seen["proprio"], seen["state"]]).astype(np.float64)
+    scale = np.maximum(learner.told.variance.sqrt().numpy(), 1e-2)
+    normal = torch.from_numpy(np.clip((told - learner.told.mean.numpy()) / scale, -10, 10)).float()
+    mean, _ = learner.actor_critic(Inputs(normal[None], {}))
+    np.testing.assert_allclose(policy.act(seen), mean[0].detach().clamp(-1, 1).numpy(), atol=1e-5)
+    assert "PPO in 384 environment steps" in (bundle / "MODEL_CARD.md").read_text()
+    with pytest.raises(ValueError, match=r"other settings.*ppo"):
+        train_bundle(replace(config, ppo=replace(config.ppo, clip=0.3)), tmp_path)
+
+
+def test_the_better_of_best_and_last_is_chosen_by_option(tmp_path):
+    _learn(replace(TINY, env_steps=30 * 64, select="best"), tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").glob("bundle*")) == ["bundle", "bundle_last"]
+    _learn(replace(TINY, env_steps=30 * 64, select="last"), tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "b").glob("bundle*")) == ["bundle", "bundle_best"]
+
+
+def test_settings_that_cannot_be_are_named():
+    for changed, message in (
+        ({"select": "first"}, "ppo.select best or last, got 'first'"),
+        ({"discount": 1.5}, r"ppo.discount in \[0, 1\], got 1.5"),
+        ({"num_envs": 1, "rollout_steps": 2, "minibatches": 4}, "at most 2 minibatches"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PPOConfig(**changed)
+    with pytest.raises(ValueError, match=r"expected policy bc .* got 'sac'"):
+        TrainPolicyConfig(policy="sac")
+    with pytest.raises(ValueError, match="encoder=none"):
+        make_environment(PENDULUM, obs_mode="pixels")
