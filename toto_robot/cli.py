@@ -81,6 +81,14 @@ COMMANDS: dict[str, Command] = {
             "import-tokenizer source=last.ckpt format=taming out=tokenizers/vqgan",
         ),
     ),
+    "import-encoder": Command(
+        "toto_robot.encoders.import_encoder:import_encoder",
+        "read a published MAE (facebook's, MVP's, transformers'), without running the file, for encoder=mae",
+        (
+            "import-encoder source=mae_pretrain_vit_base.pth format=mae out=encoders/mae_base",
+            "import-encoder source=vits-mae-hoi.pth format=mvp out=encoders/mvp_small",
+        ),
+    ),
     "tokenize": Command(
         "toto_robot.data.tokenize:tokenize",
         "turn videos, pictures or episodes into token shards; run it in as many processes as you like",

@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toto_robot import cli
+from toto_robot.foreign_weights import Checkpoint, state_dict
+from toto_robot.inert_pickle import Call, Name, read_pickle
 from toto_robot.run_folder import sha256_file
-from toto_robot.tokenizers.foreign_weights import Checkpoint, state_dict
 from toto_robot.tokenizers.import_tokenizer import ImportTokenizerConfig, import_tokenizer, read_dalle, read_taming
-from toto_robot.tokenizers.inert_pickle import Call, Name, read_pickle
 from toto_robot.tokenizers.load import load_tokenizer
 from toto_robot.tokenizers.vqgan import VQGAN, VQGANConfig
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from toto_robot import weights
+from toto_robot.foreign_weights import Checkpoint, state_dict
 from toto_robot.run_folder import read_json, write_json
 from toto_robot.tokenizers.dvae import DVAE, DVAEConfig, dvae_preset
-from toto_robot.tokenizers.foreign_weights import Checkpoint, state_dict
 from toto_robot.tokenizers.load import AnyTokenizer, save_tokenizer
 from toto_robot.tokenizers.vqgan import VQGAN, VQGANConfig
 

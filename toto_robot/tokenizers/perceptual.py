@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from toto_robot.tokenizers.foreign_weights import Checkpoint, state_dict
+from toto_robot.foreign_weights import Checkpoint, state_dict
 from toto_robot.weights import check_fit
 
 _WIDTHS = (64, 128, 256, 512, 512)  # of the five stages

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toto_robot.inert_pickle import Call, Name, Storage, StoredTensor, describe, read_pickle
 from toto_robot.run_folder import sha256_file
-from toto_robot.tokenizers.inert_pickle import Call, Name, Storage, StoredTensor, describe, read_pickle
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_DEPTH = 64  # modules within modules
