@@ -1,4 +1,4 @@
-"""Does FlexAttention, under the window in blocks, compute what the boolean mask does?"""
+"""Do FlexAttention and the stream's own attention compute what scaled_dot_product_attention does under a mask?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.models.small import CONFIG, make
+from toto_robot.models import attention
 from toto_robot.models.attention import Layout, Window, attend, sequence_keys, sequence_layout
 
+original = attention._attend_by_head
 WINDOW = Window(tokens_per_frame=16, context_frames=3, head_dim=16, rope_base=10_000.0)
 LENGTH = 1 + 8 * 16
 
@@ -32,6 +35,31 @@ def compiler_works() -> bool:
         return bool(torch.compile(lambda x: x + 1)(torch.zeros(3)).sum() == 3)
     except Exception:  # no C++ compiler, or one that torch cannot use
         return False
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scores_at_once", [1, 2 * 4 * 9, 1 << 20])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_attention_of_a_bf16_stream_is_attention(
+    scores_at_once: int, scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever number of heads is taken at a time; rows have masks of their own."""
+    monkeypatch.setattr(attention, "_SCORES_AT_ONCE", scores_at_once)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 5, n, 16, generator=generator).bfloat16() for n in (4, 9, 9))
+    hidden = torch.rand(3, 1, 4, 9, generator=generator) < 0.5
+    hidden[..., 0] = False
+    mask = torch.zeros(hidden.shape, dtype=torch.bfloat16).masked_fill_(hidden, float("-inf"))
+    layout = sequence_layout(1, WINDOW, q.device)._replace(mask=mask, causal=False)
+    by_head = []
+    monkeypatch.setattr(attention, "_attend_by_head", lambda *a: by_head.append(a) or original(*a))
+    found = attend(q, k, v, layout, scale)
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=~hidden, scale=scale)
+    assert by_head and (found - expected).norm() / expected.norm() < 0.01
+    # float32 scores are taken by torch, exactly
+    exact = attend(q.float(), k.float(), v.float(), layout._replace(mask=mask.float()), scale)
+    torch.testing.assert_close(exact, expected, atol=1e-6, rtol=1e-6)
+    assert len(by_head) == 1
 
 
 def test_block_mask_and_boolean_mask_say_the_same() -> None:

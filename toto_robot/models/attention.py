@@ -7,7 +7,8 @@ on nothing but itself, so its un-rotated key and value are constants and the sli
 
 What computes it: scaled_dot_product_attention, which on a GPU is flash attention where the mask is plainly causal. A
 window over a whole sample is FlexAttention on CUDA, which skips blocks of keys out of the window; on CPUs it has no
-backward pass, so there it is scaled_dot_product_attention under a boolean mask.
+backward pass, so there it is scaled_dot_product_attention under a boolean mask. A stream in bf16 on a CPU takes plain
+matrix products a few heads at a time (`_attend_by_head`), 1.7 times as fast there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+_SCORES_AT_ONCE = 1 << 20  # 2 MiB of bf16: a second-level cache and its neighbour
 
 
 class Rotation(NamedTuple):
@@ -55,8 +58,8 @@ class Layout(NamedTuple):
     """Where the tokens of one call stand and which keys they see.
 
     `start` rotates the copies of the start key; None when the start token is an ordinary token at position 0. `mask` is
-    boolean, True = may attend, broadcastable to (B, H, L, keys), or FlexAttention's; None with `causal` for the plain
-    causal case.
+    broadcastable to (B, H, L, keys), boolean, True = may attend, or of the keys' dtype (a ring's) and added to scores;
+    or it is FlexAttention's; None with `causal` for the plain causal case.
     """
 
     rotation: Rotation
@@ -137,7 +140,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None)
         flex: Any = flex_attention if torch.compiler.is_compiling() else _flex_attention()
         mixed: Tensor = flex(q, k, v, block_mask=layout.mask, scale=scale)
         return mixed
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, is_causal=layout.causal, scale=scale)
+    mask = layout.mask
+    if mask is not None and mask.dtype == q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        return _attend_by_head(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=layout.causal, scale=scale)
+
+
+def _attend_by_head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attend as `attend` under an additive mask (B, 1, L, keys), as many heads at a time as keep scores in the cache.
+
+    torch's kernel for few queries and many bf16 keys reaches less than half of what its matrix products do on a CPU.
+    Scores are rounded to bf16 here: 0.4 % from float32 attention on random inputs, that kernel 0.2 %.
+    """
+    B, H, L, _ = q.shape
+    at_once = max(1, _SCORES_AT_ONCE // (L * k.shape[2]))
+    mixed = torch.empty_like(q)
+    for row in range(B):
+        for h in range(0, H, at_once):
+            heads = slice(h, h + at_once)
+            scores = torch.baddbmm(mask[row], q[row, heads], k[row, heads].transpose(1, 2), alpha=scale)
+            torch.bmm(scores.softmax(dim=-1), v[row, heads], out=mixed[row, heads])
+    return mixed
 
 
 def sequence_keys(k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -172,7 +195,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each (B, H, L, K)
         q = rotate(q, layout.rotation)
         k, v = sequence_keys(k, v, layout) if cache is None else cache.extend(layer, k, v, layout)
-        if v.device.type == "cpu":
+        if v.device.type == "cpu" and cache is None:
             v = v.contiguous()  # torch's kernel is 4 % faster for it, forward and backward together
         mixed = attend(q, k, v, layout, self.scale)
         return self.out(mixed.transpose(1, 2).reshape(B, L, D))

@@ -98,12 +98,18 @@ class FrameRing:
         cos, sin = self.window.rotation(positions)
         return Rotation(cos[:, None], sin[:, None])  # (B, 1, L, K/2): the same for all heads
 
-    def _mask(self) -> Tensor:
+    def _mask(self) -> Tensor | None:
+        if not self._keys:
+            return None  # no block runs, the embedding was asked for
         used = self._frames_used() * self.window.tokens_per_frame
         age = (self._current_slot() - self._slots[:used]) % self.window.context_frames  # in frames, by key
         past = (age > 0) & (age <= self.frames_since_reset[:, None])  # (B, used)
         own = (age == 0) & self._causal[:, :used]  # (P, used)
-        return F.pad(past[:, None] | own, (1, 0), value=True)[:, None]  # (B, 1, P, 1 + used); all see the start
+        hidden = F.pad(~(past[:, None] | own), (1, 0), value=False)[:, None]  # (B, 1, P, 1 + used); the start is seen
+        # Added to scores: attention would turn a boolean mask into this one in every layer.
+        return torch.zeros(hidden.shape, dtype=self._keys[0].dtype, device=self.device).masked_fill_(
+            hidden, float("-inf")
+        )
 
     def _remember_start(self, k: Tensor, v: Tensor) -> None:
         _, H, _, K = k.shape
