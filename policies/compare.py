@@ -122,7 +122,7 @@ def read_runs(config: CompareConfig, run_dir: Path) -> list[Run]:
 
 
 def _run_all(
-    config: CompareConfig, run_dir: Path, wanted: Sequence[Cell], stores: dict[str, Path], evaluator: Evaluator,
+    config: CompareConfig, run_dir: Path, wanted: Sequence[Cell], stores: dict[str, Path | None], evaluator: Evaluator,
     costs: dict[str, Any],
 ) -> None:  # fmt: skip
     waiting, done, spent = list(wanted), 0, [0.0]
@@ -156,7 +156,7 @@ def _take(folder: Path) -> io.TextIOWrapper | None:
         return None
 
 
-def _run_cell(config: CompareConfig, folder: Path, cell: Cell, store: Path, evaluator: Evaluator) -> str:
+def _run_cell(config: CompareConfig, folder: Path, cell: Cell, store: Path | None, evaluator: Evaluator) -> str:
     """Train and test one policy, or find it done; return its rates as a line."""
     bundle = train_bundle(cell.train_config(config, store), folder)
     told = []

@@ -78,6 +78,11 @@ class CompareConfig:
         return self.envs or (self.env,)
 
     @property
+    def from_demonstrations(self) -> bool:
+        """Say whether the learner needs demonstrations."""
+        return self.policy != "ppo"
+
+    @property
     def entries(self) -> list[Entry]:
         """The encoders that are compared."""
         parsed = [parse_entry(text) for text in self.encoders]
@@ -124,11 +129,11 @@ class Cell:
         """Folder below the comparison's, and what people call it."""
         return f"{_slug(self.env)}/{_slug(self.entry.label)}/{self.demonstrations}-{self.seed}"
 
-    def train_config(self, config: CompareConfig, store: Path) -> TrainPolicyConfig:
+    def train_config(self, config: CompareConfig, store: Path | None) -> TrainPolicyConfig:
         """Return the settings of `train-policy` that make this policy."""
         return replace(
-            config.train, env=self.env, demos=str(store), demonstrations=self.demonstrations, seed=self.seed,
-            encoder=self.entry.config, policy=config.policy,
+            config.train, env=self.env, demos=None if store is None else str(store),
+            demonstrations=self.demonstrations, seed=self.seed, encoder=self.entry.config, policy=config.policy,
         )  # fmt: skip
 
 
@@ -136,6 +141,8 @@ def cells(config: CompareConfig) -> list[Cell]:
     """Return all policies, seed by seed: a comparison that is stopped early has every encoder at the first seeds."""
     found = []
     counts = sorted(config.demonstrations, reverse=True)  # the largest first: its features hold the others'
+    if not config.from_demonstrations:
+        counts = [TrainPolicyConfig().demonstrations]  # it uses none, and learns the same whatever their number
     for seed in range(config.seeds):
         for env in config.tasks:
             for entry in config.entries:
@@ -176,8 +183,13 @@ def condition(config: CompareConfig, test: str) -> EvaluationConfig:
     return replace(config.train.evaluation, randomize=axes, randomize_strength=config.test_strength, videos=0)
 
 
-def demonstrations(config: CompareConfig, env: str) -> Path:
-    """Return the store of a task; it is collected when `demos` is null, by the first process that comes."""
+def demonstrations(config: CompareConfig, env: str) -> Path | None:
+    """Return the store of a task; it is collected when `demos` is null, by the first process that comes.
+
+    None for a learner that needs none.
+    """
+    if not config.from_demonstrations:
+        return None
     if config.demos is not None:
         given = Path(config.demos)
         for path in (given, given / env, given / env / "episodes"):
@@ -188,7 +200,8 @@ def demonstrations(config: CompareConfig, env: str) -> Path:
     path = Path("outputs/collect") / f"{env.replace('/', '-')}{looks}" / "episodes"
     wanted = CollectConfig(
         env=env, episodes=max(config.demonstrations), cameras=config.train.cameras, randomize=config.randomize,
-        randomize_strength=config.randomize_strength, workers=config.train.evaluation.workers,
+        randomize_strength=config.randomize_strength, preset=config.train.preset,
+        workers=config.train.evaluation.workers,
     )  # fmt: skip
     with wait_for_folder(path.with_name(".collecting")):
         collect_episodes(wanted, path)

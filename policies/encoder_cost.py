@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toto_robot.encoders.base import Encoder
+from toto_robot.encoders.base import Encoder, layer_setting
 from toto_robot.models.compute import counted_flops
 
 _TIMED_FRAMES, _TIMED_S = 40, 5.0  # whichever comes first
@@ -22,9 +22,9 @@ def encoder_cost(encoder: Encoder) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {
         key: getattr(encoder, key)
-        for key in ("name", "layer", "context_frames", "parameters", "width", "tokens_per_frame", "image_px",
-                    "precision", "fingerprint")
-    }  # fmt: skip
+        for key in ("name", "context_frames", "parameters", "width", "tokens_per_frame", "image_px", "precision",
+                    "fingerprint")
+    } | {"layer": layer_setting(encoder.layers)}  # fmt: skip
     if encoder.width == 0:
         return {**facts, "gflops_per_frame": 0.0, "ms_per_frame": [0.0] * 3, "processor_ms_per_frame": 0.0}
     size = encoder.image_px

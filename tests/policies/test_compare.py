@@ -114,6 +114,12 @@ def test_a_store_is_found_by_its_task(demos, tmp_path):
         demonstrations(CompareConfig(demos=str(tmp_path)), "kuka_pick")
 
 
+def test_a_learner_without_demonstrations_is_trained_once_a_seed():
+    config = CompareConfig(encoders=("none",), policy="ppo", seeds=2, demonstrations=(20, 50))
+    assert len(cells(config)) == 2 and demonstrations(config, "franka_pick") is None
+    assert cells(config)[0].train_config(config, None).policy == "ppo"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
