@@ -12,10 +12,10 @@ encoded once, and the value of a last observation, which a time limit is bootstr
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,18 @@ class Turn:
     reward_terms: Mapping[str, float]  # sums over the environments
 
 
+class _Moved(NamedTuple):
+    """What a step of one environment gave."""
+
+    observation: Any
+    fresh: bool
+    reward: float
+    terminated: bool
+    truncated: bool
+    ended: Episode | None
+    reward_terms: Mapping[str, float]
+
+
 class _Running:
     """One environment and its present episode."""
 
@@ -54,37 +66,38 @@ class _Running:
         self._over = True
         self._reward, self._steps = 0.0, 0
 
-    def step(
-        self, action: np.ndarray | None
-    ) -> tuple[Any, bool, float, bool, bool, Episode | None, Mapping[str, float]]:
+    def step(self, action: np.ndarray | None) -> _Moved:
         """Act, or begin the next episode where the last one is over."""
         if self._over or action is None:
             observation, _ = self.environment.reset(seed=self._seed)
             self._seed, self._over, self._reward, self._steps = None, False, 0.0, 0
-            return observation, True, 0.0, False, False, None, {}
+            return _Moved(observation, True, 0.0, False, False, None, {})
         observation, reward, terminated, truncated, info = self.environment.step(action)
         self._reward, self._steps, self._over = self._reward + float(reward), self._steps + 1, terminated or truncated
         ended = Episode(reward=self._reward, steps=self._steps, success=bool(info["success"])) if self._over else None
         terms = info.get("reward_terms", {})
-        return observation, False, float(reward), bool(terminated), bool(truncated), ended, terms
+        return _Moved(observation, False, float(reward), bool(terminated), bool(truncated), ended, terms)
 
 
 def _take_turn(running: list[_Running], actions: np.ndarray | None) -> Turn:
-    given = [each.step(None if actions is None else actions[row]) for row, each in enumerate(running)]
-    observations, fresh, rewards, terminated, truncated, ended, terms = zip(*given, strict=True)
+    moved = [each.step(None if actions is None else actions[row]) for row, each in enumerate(running)]
+    return Turn(
+        observation=stack_observations([each.observation for each in moved]),
+        fresh=np.array([each.fresh for each in moved]),
+        rewards=np.array([each.reward for each in moved], np.float32),
+        terminated=np.array([each.terminated for each in moved]),
+        truncated=np.array([each.truncated for each in moved]),
+        episodes=tuple(each.ended for each in moved if each.ended is not None),
+        reward_terms=_sum([each.reward_terms for each in moved]),
+    )
+
+
+def _sum(terms: Iterable[Mapping[str, float]]) -> dict[str, float]:
     sums: dict[str, float] = defaultdict(float)
     for one in terms:
         for name, value in one.items():
             sums[name] += value
-    return Turn(
-        observation=stack_observations(observations),
-        fresh=np.array(fresh),
-        rewards=np.array(rewards, np.float32),
-        terminated=np.array(terminated),
-        truncated=np.array(truncated),
-        episodes=tuple(episode for episode in ended if episode is not None),
-        reward_terms=dict(sums),
-    )
+    return dict(sums)
 
 
 def _worker(
@@ -176,10 +189,6 @@ class EnvironmentPool:
 
 
 def _join(turns: list[Turn]) -> Turn:
-    terms: dict[str, float] = defaultdict(float)
-    for turn in turns:
-        for name, value in turn.reward_terms.items():
-            terms[name] += value
     return Turn(
         observation=_concatenate([turn.observation for turn in turns]),
         fresh=np.concatenate([turn.fresh for turn in turns]),
@@ -187,7 +196,7 @@ def _join(turns: list[Turn]) -> Turn:
         terminated=np.concatenate([turn.terminated for turn in turns]),
         truncated=np.concatenate([turn.truncated for turn in turns]),
         episodes=tuple(episode for turn in turns for episode in turn.episodes),
-        reward_terms=dict(terms),
+        reward_terms=_sum([turn.reward_terms for turn in turns]),
     )
 
 

@@ -35,7 +35,8 @@ LEARNERS = ("bc", "ppo")
 class TrainPolicyConfig:
     """Settings of `toto_robot train-policy`."""
 
-    MAY_CHANGE = ("evaluation", "cache")  # neither changes the policy
+    # None of these changes the policy, but for a longer training: what is left of its schedule is stretched.
+    MAY_CHANGE = ("evaluation", "cache", "ppo.env_steps", "ppo.workers", "ppo.threads", "ppo.checkpoint_every")
 
     policy: str = "bc"  # learner: bc (behaviour cloning) or ppo (by trial in the simulator)
     env: str = "franka_pick"  # short name or gymnasium id
@@ -216,7 +217,11 @@ def _settings(config: TrainPolicyConfig) -> dict[str, Any]:
     """Return the settings that decide what the policy is."""
     kept: dict[str, Any] = plain(asdict(config))
     others = [learner for learner in LEARNERS if learner != config.policy]
-    return {key: value for key, value in kept.items() if key not in ("evaluation", "cache", "demos", *others)}
+    for name in ("evaluation", "cache", "demos", *others):
+        del kept[name]
+    for name in ("workers", "threads", "checkpoint_every"):
+        kept.get("ppo", {}).pop(name, None)
+    return kept
 
 
 def _check_settings(recorded: Mapping[str, Any], config: TrainPolicyConfig, run_dir: Path) -> None:

@@ -437,7 +437,8 @@ def _open_run(name: str, schema: type, overrides: Sequence[str], run_dir: Path) 
 
 def _check_same_run(run_dir: Path, before: str, now: str, may_change: Iterable[str]) -> None:
     old, new = (dict(_flatten(OmegaConf.to_container(OmegaConf.create(text)))) for text in (before, now))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key.split(".")[0] not in may_change]
+    free = {key for key in {**old, **new} if key in may_change or key.split(".")[0] in may_change}
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in free]
     if changed:
         what = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:3])
         raise ValueError(

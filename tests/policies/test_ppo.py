@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -25,6 +26,7 @@ from policies.ppo_rollout import Collector
 from policies.ppo_train import learn_by_trial
 from policies.ppo_update import update
 from policies.train import TrainPolicyConfig, train_bundle
+from toto_robot.cli import main
 from toto_robot.run_folder import read_metrics
 
 SMALL = TrunkConfig(activation="selu", camera_width=8, proprio_width=32, hidden=(32, 32), queries=1, attention_heads=1)
@@ -347,3 +349,29 @@ def test_settings_that_cannot_be_are_named():
         TrainPolicyConfig(policy="sac")
     with pytest.raises(ValueError, match="encoder=none"):
         make_environment(PENDULUM, obs_mode="pixels")
+
+
+def _exit_code(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return ended.value.code
+
+
+def test_the_command_continues_a_run_with_other_processes_and_more_steps(tmp_path, capsys):
+    command = [
+        "train-policy", "policy=ppo", f"env={PENDULUM}", "encoder=none", f"run={tmp_path}", "ppo.num_envs=2",
+        "ppo.rollout_steps=100", "ppo.groups=1", "ppo.workers=0", "ppo.epochs=1", "ppo.trunk.hidden=[16]", "ppo.window_episodes=2",
+        "evaluation.episodes=1", "evaluation.videos=0", "evaluation.workers=1", "evaluation.envs_per_worker=1",
+    ]  # fmt: skip
+    assert _exit_code(*command, "ppo.env_steps=400") == 0
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (evaluation["policy"]["env_steps"], evaluation["episodes"]) == (400, 1)
+    assert "400 environment steps" in capsys.readouterr().out
+    (tmp_path / "evaluation.json").unlink()
+    (tmp_path / "episodes.jsonl").unlink()
+    for bundle in tmp_path.glob("bundle*"):  # as if it had been killed before the end
+        shutil.rmtree(bundle)
+    assert _exit_code(*command, "ppo.env_steps=600", "ppo.threads=1") == 0
+    assert [line["step"] for line in read_metrics(tmp_path)] == [200, 400, 600]
+    assert _exit_code(*command, "ppo.env_steps=600", "ppo.threads=1", "ppo.clip=0.2") == 1
+    assert "ppo.clip: 0.1 -> 0.2" in capsys.readouterr().err
