@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from toto_robot.models.compute import mfu, peak_flops_per_s, toto_training_flops
+from toto_robot.encoders.load import load_encoder
+from toto_robot.models.compute import counted_flops, mfu, peak_flops_per_s, toto_training_flops, transformer_flops
 from toto_robot.models.presets import preset
 
 
@@ -48,3 +50,15 @@ def test_a_cpu_is_measured_once() -> None:
     peak = peak_flops_per_s(device, torch.float32)
     assert peak is not None and 1e9 < peak < 1e15
     assert peak_flops_per_s(device, torch.float32) == peak
+
+
+def test_counted_flops_are_those_of_the_formula() -> None:
+    """A forward pass of the packaged MAE, attention included, is a third of its training by the closed form."""
+    mae = load_encoder("mae", path="mae-small-sim", precision="fp32")
+    frame = np.zeros((1, 64, 64, 3), np.uint8)
+    blocks = transformer_flops(256, 2 * 1152, 6, positions=1 + 64) / 3
+    patches = 2 * 64 * (3 * 8 * 8) * 256
+    assert counted_flops(lambda: mae.encode(frame)) == pytest.approx(blocks + patches, rel=1e-6)
+    q = torch.zeros(1, 2, 10, 16)
+    attention = counted_flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    assert attention == 2 * (2 * 2 * 10 * 10 * 16)
