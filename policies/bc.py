@@ -40,7 +40,7 @@ class BCConfig:
     proprio_dropout: float = 0.0  # part of the samples whose proprioception is zeroed
     token_dropout: float = 0.0  # part of the tokens that are zeroed
     proprio_normalizer: str = "mean_std"  # mean_std, min_max or none
-    action_normalizer: str = "mean_std"  # mean_std, min_max or none
+    action_normalizer: str | None = None  # mean_std, min_max or none; null is min_max for diffusion, else mean_std
     action_floor: float = 0.1  # smallest action scale, in action units: axes that hardly move stay small
     validation_fraction: float = 0.1  # part of the demonstrations that is only measured on, never trained on
     log_every: int = 50  # steps between lines of metrics.jsonl
@@ -49,15 +49,25 @@ class BCConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
-        for name in ("proprio_normalizer", "action_normalizer"):
-            if getattr(self, name) not in KINDS:
-                raise ValueError(f"expected bc.{name} {', '.join(KINDS)}, got {getattr(self, name)!r}")
+        for name, value in (("proprio_normalizer", self.proprio_normalizer), ("action_normalizer", self.action_kind)):
+            if value not in KINDS:
+                raise ValueError(f"expected bc.{name} {', '.join(KINDS)}, got {value!r}")
+        if self.head.name == "diffusion" and self.action_kind != "min_max":
+            raise ValueError(
+                f"the diffusion head draws actions in [-1, 1], which is bc.action_normalizer=min_max; got "
+                f"{self.action_kind!r}"
+            )
         for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected bc.{name} of at least 1, got {getattr(self, name)}")
         for name in ("ema", "proprio_dropout", "token_dropout", "validation_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"expected bc.{name} in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def action_kind(self) -> str:
+        """The normaliser of actions."""
+        return self.action_normalizer or ("min_max" if self.head.name == "diffusion" else "mean_std")
 
 
 @dataclass(frozen=True)
@@ -151,10 +161,10 @@ def train_head(config: BCConfig, data: Demonstrations, seed: int, run_dir: Path)
     frames = data.frames_of(training)
     proprio = Normalizer.fit(data.proprio[frames], data.proprio_names, kind=config.proprio_normalizer)
     actions = Normalizer.fit(
-        data.actions[frames], data.action_names, kind=config.action_normalizer, floor=config.action_floor
+        data.actions[frames], data.action_names, kind=config.action_kind, floor=config.action_floor
     )
     table = _Table(config, data, proprio, actions)
-    sizes = input_sizes(data, config.head.history)
+    sizes = input_sizes(data, config.head.frames)
     learner = _Learner(build_head(config.head, sizes, data.actions.shape[1], seed))
     optimizer = adamw(learner.head.named_parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     last = checkpoint.last(run_dir)
@@ -199,7 +209,7 @@ class _Table:
         self._proprio = proprio_input(data.proprio, proprio)
         self._actions = torch.from_numpy(actions.normalize(data.actions))
         self._tokens = data.tokens
-        steps, history = config.head.chunk_steps, config.head.history
+        steps, history = config.head.steps, config.head.frames
         lengths = np.diff(data.ends, prepend=0)
         ends = np.repeat(data.ends, lengths)[:, None]  # (N, 1): the end of each frame's episode
         starts = ends - np.repeat(lengths, lengths)[:, None]

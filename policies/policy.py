@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,23 +55,27 @@ class Policy:
         self._observer: Observer | None = None
         self._execution: ChunkExecution | None = None
         self._reset_rows = np.ones(1, dtype=bool)
+        self._generators = [torch.Generator()]  # of a head that draws its actions, one a row
 
     @property
     def control_rate_hz(self) -> float:
         """The rate at which `act` must be called."""
         return float(self.task["control_rate_hz"])
 
-    def reset(self, rows: np.ndarray | None = None, batch: int | None = None) -> None:
+    def reset(
+        self, rows: np.ndarray | None = None, batch: int | None = None, seeds: Sequence[int] | None = None
+    ) -> None:
         """Forget the past of `rows` (B,) bool, or of all: their next observation begins an episode.
 
-        With `batch` the number of episodes in lock-step is set anew.
+        With `batch` the number of episodes in lock-step is set anew. What a head draws in an episode follows from the
+        row's number in `seeds` (0 without), never from the other rows.
         """
         if batch is not None and (self._observer is None or self._observer.batch != batch):
             self._open(batch)
-        elif rows is None:
-            self._reset_rows[:] = True
-        else:
-            self._reset_rows |= rows
+        fresh = np.ones(len(self._reset_rows), dtype=bool) if rows is None else rows
+        self._reset_rows |= fresh
+        for row in np.flatnonzero(fresh):
+            self._generators[row].manual_seed(0 if seeds is None else int(seeds[row]))
 
     @torch.inference_mode()
     def act(self, observation: Mapping[str, Any]) -> np.ndarray:
@@ -88,7 +92,7 @@ class Policy:
         assert self._observer is not None and self._execution is not None
         inputs = self._observer.step(batch, self._reset_rows)
         began = time.perf_counter()
-        chunk = self._actions.restore(self._head(inputs).numpy())
+        chunk = self._actions.restore(self._head(inputs, self._generators).numpy())
         action = self._execution.next(chunk, self._reset_rows)
         self._reset_rows = np.zeros(rows, dtype=bool)
         check_finite(action, self._actions.names, "the policy's action")
@@ -99,9 +103,12 @@ class Policy:
     def _open(self, batch: int) -> None:
         image_size, history = int(self.task["image_size"]), self._head.sizes.history
         self._observer = Observer(self._encoder, self.cameras, image_size, self._proprio, batch, history)
-        shape = (self._head.chunk_steps, self._head.action_dim)
-        self._execution = ChunkExecution(self._execution_config, batch, *shape)
+        head = self._head
+        self._execution = ChunkExecution(
+            self._execution_config.resolved(head.multimodal), batch, head.chunk_steps, head.action_dim
+        )
         self._reset_rows = np.ones(batch, dtype=bool)
+        self._generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
 
 
 def _as_batch(observation: Mapping[str, Any]) -> dict[str, Any]:

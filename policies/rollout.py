@@ -113,7 +113,7 @@ def roll_out(policy: Policy, environments: Sequence[Any], job: Job) -> Iterator[
         running = [slot for slot in slots if slot.seed is not None]
         if not running:
             return
-        policy.reset(rows=np.array([slot.fresh for slot in slots]))
+        policy.reset(rows=np.array([slot.fresh for slot in slots]), seeds=[slot.seed or 0 for slot in slots])
         actions = policy.act(stack_observations([slot.observation for slot in slots]))
         for slot in running:
             slot.encode_s += policy.time.encode_s / len(slots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class InputSizes:
 class Head(nn.Module):
     """A head: `Inputs` to chunks of normalised actions."""
 
+    multimodal: ClassVar[bool] = False  # draws one of several ways to act; an average of two draws may be no way at all
+
     def __init__(self, config: HeadConfig, sizes: InputSizes, action_dim: int) -> None:
         super().__init__()
         self.config, self.sizes, self.action_dim = config, sizes, action_dim
@@ -45,7 +47,7 @@ class Head(nn.Module):
     @property
     def chunk_steps(self) -> int:
         """Actions that are predicted at once, K."""
-        return self.config.chunk_steps
+        return self.config.steps
 
     def forward(self, inputs: Inputs, generator: Generators = None) -> Tensor:
         """Return the normalised actions to execute, (B, K, A); what is random is drawn from `generator`."""
@@ -62,6 +64,20 @@ class Head(nn.Module):
     def dropout(self) -> float:
         """The part of the features that is zeroed now: `config.feature_dropout` in training mode, else none."""
         return self.config.feature_dropout if self.training else 0.0
+
+
+def draw_normal(shape: tuple[int, ...], generator: Generators) -> Tensor:
+    """Draw N(0, 1) of shape (B, ...); with a generator a row, a row's numbers do not depend on the other rows."""
+    if isinstance(generator, Sequence):
+        return torch.stack([torch.randn(shape[1:], generator=one) for one in generator])
+    return torch.randn(shape, generator=generator)
+
+
+def draw_uniform(shape: tuple[int, ...], generator: Generators) -> Tensor:
+    """Draw from [0, 1) of shape (B, ...), as `draw_normal` does."""
+    if isinstance(generator, Sequence):
+        return torch.stack([torch.rand(shape[1:], generator=one) for one in generator])
+    return torch.rand(shape, generator=generator)
 
 
 def elementwise(kind: str, predicted: Tensor, target: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class MLPHead(Head):
     def __init__(self, config: HeadConfig, sizes: InputSizes, action_dim: int) -> None:
         super().__init__(config, sizes, action_dim)
         self.trunk = Trunk(config.trunk, sizes)
-        self.out = nn.Linear(self.trunk.width, config.chunk_steps * action_dim)
+        self.out = nn.Linear(self.trunk.width, self.chunk_steps * action_dim)
 
     def forward(self, inputs: Inputs, generator: Generators = None) -> Tensor:
         """Return normalised actions (B, K, A); nothing is random."""

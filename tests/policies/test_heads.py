@@ -1,13 +1,19 @@
 """Does the fast pooling compute the plain one, does a head learn, and does chunk execution weigh and reset rows?"""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
 
 from policies.chunks import ChunkExecution, ExecutionConfig
+from policies.heads.act import ACTConfig
 from policies.heads.base import InputSizes
-from policies.heads.build import build_head
+from policies.heads.build import build_head, head_config_from_json
 from policies.heads.config import HeadConfig
+from policies.heads.diffusion import DiffusionConfig
+from policies.heads.gmm import GMMConfig
 from policies.heads.trunk import TrunkConfig, pool_tokens, token_grid
 from policies.observation import History, Inputs
 from toto_robot.models.pooling import AttentionPooling
@@ -34,39 +40,142 @@ def test_fast_pooling_equals_attention_pooling_and_its_gradients(positions):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
+HEADS = {
+    "mlp": {},
+    "gmm": {"gmm": GMMConfig(modes=2)},
+    "act": {"act": ACTConfig(width=16, heads=2, ffn_width=32)},
+    "diffusion": {"diffusion": DiffusionConfig(width=32, blocks=2, kernel=3, step_width=16)},
+}
+
+
 def _head(cameras, pooling="both", **settings):
     trunk = TrunkConfig(pooling=pooling, queries=2, attention_heads=2, camera_width=8, proprio_width=8, hidden=(32,))
-    history = settings.get("history", 1)
+    settings = {"history": 1, **HEADS[settings.get("name", "mlp")], **settings}
+    history = settings["history"]
     sizes = InputSizes(cameras=cameras, tokens_per_frame=9, token_width=16, proprio_dim=4, history=history)
     return build_head(HeadConfig(chunk_steps=2, trunk=trunk, **settings), sizes, action_dim=3, seed=0)
 
 
-@pytest.mark.parametrize("pooling", ["values", "coordinates", "both"])
-def test_a_head_finds_where_a_token_is(pooling):
+@pytest.mark.parametrize(
+    ("name", "pooling", "lr", "steps"),
+    [
+        ("mlp", "values", 1e-2, 600),
+        ("mlp", "coordinates", 1e-2, 600),
+        ("mlp", "both", 1e-2, 600),
+        ("gmm", "both", 1e-2, 600),
+        ("act", "both", 5e-3, 600),
+        ("diffusion", "both", 5e-3, 1000),
+    ],
+)
+def test_a_head_finds_where_a_token_is(name, pooling, lr, steps):
     """The target is the place of a marked token, which only learned positions or attention's coordinates can tell."""
-    head = _head(("front",), pooling)
+    head = _head(("front",), pooling, name=name, loss="mse", feature_dropout=0)
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=lr)
 
     def batch():
         place = torch.randint(9, (64,), generator=generator)
         tokens = 0.1 * torch.randn(64, 9, 16, generator=generator)
         tokens[torch.arange(64), place, 0] += 2
-        target = torch.stack([place % 3, place // 3, 0 * place], dim=1).float()[:, None].expand(-1, 2, -1)
+        target = torch.stack([place % 3 - 1, place // 3 - 1, 0 * place], dim=1).float()[:, None].expand(-1, 2, -1)
         return Inputs(torch.zeros(64, 4), {"front": tokens}), target
 
-    for _ in range(600):
+    for _ in range(steps):
         inputs, target = batch()
-        loss = (head(inputs) - target).square().mean()
+        loss = head.loss(inputs, target, torch.ones(64, 2, dtype=torch.bool), generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     inputs, target = batch()
-    assert (head(inputs) - target).square().mean() < 0.05
+    with torch.no_grad():
+        assert (head.eval()(inputs, generator) - target).square().mean() < 0.05  # of a variance of 0.44
 
 
 def test_a_head_without_cameras_takes_proprioception_alone():
     assert _head(()).eval()(Inputs(torch.zeros(5, 4), {})).shape == (5, 2, 3)
+
+
+def test_a_head_of_mean_pooling_tells_what_is_there():
+    head = _head(("front", "wrist"), "mean")
+    assert not list(head.trunk.pools)
+    tokens = {camera: torch.randn(5, 9, 16) for camera in ("front", "wrist")}
+    moved = {camera: array.flip(1) for camera, array in tokens.items()}
+    first, second = (head.eval()(Inputs(torch.zeros(5, 4), each)) for each in (tokens, moved))
+    torch.testing.assert_close(first, second)  # a mean does not know where
+
+
+@pytest.mark.parametrize("name", ["gmm", "diffusion"])
+def test_heads_that_draw_learn_both_ways_and_never_the_middle(name):
+    """Each situation is answered by -0.5 or 0.5 for the whole chunk: regression would say 0."""
+    head = _head((), name=name, feature_dropout=0)
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
+    for _ in range(600):
+        way = torch.randint(2, (64, 1, 1), generator=generator) - 0.5
+        inputs = Inputs(torch.randn(64, 4, generator=generator), {})
+        loss = head.loss(inputs, way.expand(-1, 2, 3), torch.ones(64, 2, dtype=torch.bool), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        drawn = head.eval()(Inputs(torch.randn(200, 4, generator=generator), {}), generator)
+    up = drawn[:, :1, :1] > 0
+    assert 60 < up.sum() < 140
+    assert ((drawn - torch.where(up, 0.5, -0.5)).abs() < 0.2).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("name", ["gmm", "diffusion"])
+def test_what_a_row_draws_does_not_depend_on_the_other_rows(name):
+    head = _head((), name=name, **({"gmm": GMMConfig(modes=2, low_noise_eval=False)} if name == "gmm" else {})).eval()
+    proprio = torch.randn(3, 4)
+
+    def drawn(rows, seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with torch.no_grad():
+            return head(Inputs(proprio[rows], {}), generators)
+
+    together = drawn([0, 1, 2], [7, 8, 9])
+    torch.testing.assert_close(drawn([1], [8]), together[1:2])
+    assert (drawn([1], [9]) - together[1:2]).abs().max() > 1e-3
+
+
+def test_the_mixture_is_the_one_that_torch_computes():
+    head = _head((), name="gmm", feature_dropout=0).eval()
+    inputs, target = Inputs(torch.randn(5, 4), {}), torch.randn(5, 2, 3)
+    logits, means, stds = head.mixture(head.trunk(inputs))
+    modes = torch.distributions.Independent(torch.distributions.Normal(means.flatten(2), stds.flatten(2)), 1)
+    mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=logits), modes)
+    expected = -mixture.log_prob(target.flatten(1)).sum() / 10
+    torch.testing.assert_close(head.loss(inputs, target, torch.ones(5, 2, dtype=torch.bool)), expected)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_actions_after_an_episodes_end_teach_nothing(name):
+    head = _head((), name=name, feature_dropout=0).eval()
+    inputs, target = Inputs(torch.randn(5, 4), {}), torch.zeros(5, 2, 3)
+    inside = torch.tensor([[True, False]] * 5)
+    other = target.clone()
+    other[:, 1] = 5
+    first, second = (head.loss(inputs, each, inside, torch.Generator().manual_seed(0)) for each in (target, other))
+    if name == "diffusion":  # what lies beyond the end is seen through the convolutions, but its noise is not asked for
+        noised = head.denoise(torch.zeros(5, 2, 3), torch.zeros(5, dtype=torch.long), head.trunk(inputs))
+        assert noised.shape == (5, 2, 3) and not torch.equal(first, second)
+    else:
+        torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("history", [1, 2])
+def test_a_head_comes_back_from_json(name, history):
+    head = _head(("front",), name=name, history=history).eval()
+    stored = json.loads(json.dumps([asdict(head.config), asdict(head.sizes)]))
+    sizes = InputSizes.from_json(stored[1])
+    again = build_head(head_config_from_json(stored[0]), sizes, action_dim=3, seed=1).eval()
+    again.load_state_dict(head.state_dict())
+    frames = (history,) if history > 1 else ()
+    inputs = Inputs(torch.randn(4, *frames, 4), {"front": torch.randn(4, *frames, 9, 16)})
+    first, second = (each(inputs, torch.Generator().manual_seed(0)) for each in (head, again))
+    assert first.shape == (4, 2, 3) and torch.equal(first, second)
 
 
 def test_history_shifts_and_begins_rows_anew():
@@ -123,6 +232,24 @@ def test_ensembling_averages_what_old_chunks_say_about_now_and_resets_rows_alone
     # The fourth step forgets the first chunk.
     action = execution.next(chunk(40), none)
     np.testing.assert_allclose(action[:, 0], [(40 + 31 / 2 + 22 / 4) / 1.75, (40 + 31 / 2) / 1.5])
+
+
+def test_receding_takes_a_few_actions_of_a_chunk_then_the_next_each_row_in_its_own_time():
+    execution = ChunkExecution(ExecutionConfig(kind="receding", steps=2), batch=2, chunk_steps=3, action_dim=1)
+
+    def chunk(value):
+        return np.array([[[value], [value + 1], [value + 2]]] * 2, dtype=np.float32)
+
+    said = [
+        execution.next(chunk(10 * step), np.array([step == 1, step in (1, 4)]))[:, 0].tolist() for step in range(1, 7)
+    ]
+    assert said == [[10, 10], [11, 11], [30, 30], [31, 40], [50, 41], [51, 60]]
+
+
+def test_auto_recedes_for_heads_that_draw():
+    assert ExecutionConfig().resolved(multimodal=True).kind == "receding"
+    assert ExecutionConfig().resolved(multimodal=False).kind == "ensemble"
+    assert ExecutionConfig(kind="first").resolved(multimodal=True).kind == "first"
 
 
 def test_coordinates_are_row_and_column_of_where_attention_is():
