@@ -68,7 +68,32 @@ def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
     `policy.act(observation)` takes `{"proprio": (Dp,), "pixels": {camera: uint8 (h, w, 3)}}` and returns (A,), or the
     same with a leading batch; `policy.reset()` begins an episode. `device` is where the encoder runs.
     """
-    folder = Path(folder)
+    parts = load_parts(Path(folder), device)
+    description = parts.description
+    return Policy(
+        encoder=parts.encoder,
+        head=parts.head,
+        proprio=parts.proprio,
+        actions=parts.actions,
+        execution=ExecutionConfig(**description["execution"]),
+        task=description["task"],
+        cameras=tuple(description["cameras"]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a bundle holds."""
+
+    description: Mapping[str, Any]  # policy.json
+    encoder: Encoder
+    head: Head
+    proprio: Normalizer
+    actions: Normalizer
+
+
+def load_parts(folder: Path, device: str = "cpu") -> Parts:
+    """Load what a bundle holds, checked; ValueError says what is missing or does not match."""
     description = check_bundle(folder)
     stored = description["encoder"]
     encoder = load_encoder(folder / "encoder", device=device, **stored["settings"])
@@ -77,14 +102,12 @@ def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
             f"{folder}: expected encoder {stored['fingerprint'][:16]}, its folder gives {encoder.fingerprint[:16]}; "
             "use the version of toto_robot that wrote the bundle, or train it again"
         )
-    return Policy(
+    return Parts(
+        description=description,
         encoder=encoder,
         head=_load_head(folder / "head"),
         proprio=Normalizer.from_dict(description["normalizers"]["proprio"]),
         actions=Normalizer.from_dict(description["normalizers"]["action"]),
-        execution=ExecutionConfig(**description["execution"]),
-        task=description["task"],
-        cameras=tuple(description["cameras"]),
     )
 
 
@@ -144,7 +167,7 @@ def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | N
         "",
         f"- Robot: {task['robot']}; control rate {task['control_rate_hz']} Hz; at most {task['horizon_steps']} steps",
         f"- Encoder: {encoder['name']}, layer {encoder['layer']}, {encoder['context_frames']} frames of context, "
-        f"{encoder['parameters']:,} parameters, frozen",
+        f"{encoder['parameters']:,} parameters, {_learned(training)}",
         f"- Cameras: {', '.join(description['cameras']) or 'none'} at {task['image_size']} px; "
         f"proprioception: {len(task['proprio_names'])} values",
         f"- Trained by {_how(training)}, policy seed {training['seed']}",
@@ -160,10 +183,19 @@ def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | N
     return "\n".join(lines)
 
 
+def _learned(training: Mapping[str, Any]) -> str:
+    mode = training.get("finetune", "none")
+    return "frozen" if mode == "none" else f"trained with the head ({mode})"
+
+
 def _how(training: Mapping[str, Any]) -> str:
     if training.get("learner") == "ppo":
         return f"PPO in {training['env_steps']:,} environment steps"
-    return f"behaviour cloning on {training['demonstrations']} scripted demonstrations ({training['frames']} frames)"
+    weights = (
+        "the weights of the lowest validation loss" if training.get("checkpoint") == "best" else "the last weights"
+    )
+    shown = f"{training['demonstrations']} scripted demonstrations ({training['frames']} frames)"
+    return f"behaviour cloning on {shown}, {weights}"
 
 
 def _description(content: BundleContent) -> dict[str, Any]:

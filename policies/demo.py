@@ -136,6 +136,7 @@ def _policies(config: DemoConfig, run_dir: Path, store: Path, encoder: EncoderCo
         bc=config.bc,
         execution=config.execution,
         evaluation=EvaluationConfig(episodes=episodes, envs_per_worker=config.envs_per_worker),
+        evaluate_other=False,
     )
     results = compare_encoders(
         base,

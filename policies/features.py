@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from policies.augment import ImageChange
 from policies.observation import check_images
 from toto_robot.data.episodes import IMAGE_PREFIX, EpisodeStore
 from toto_robot.encoders.base import Encoder
@@ -61,22 +62,29 @@ class CameraFeatures:
         write_json(self._progress, {"schema": SCHEMA, "episodes": episodes, "shape": list(self.shape)})
 
 
-def cache_folder(cache_dir: Path, encoder: Encoder, store: EpisodeStore) -> Path:
-    """Return the folder that holds the features of a store's frames under an encoder."""
-    return cache_dir / f"{encoder.name}-{encoder.fingerprint[:20]}-{store.content_hash()[:20]}"
+def cache_folder(cache_dir: Path, encoder: Encoder, store: EpisodeStore, change: ImageChange | None = None) -> Path:
+    """Return the folder that holds the features of a store's frames under an encoder, plain or changed."""
+    name = f"{encoder.name}-{encoder.fingerprint[:20]}-{store.content_hash()[:20]}"
+    return cache_dir / (name if change is None else f"{name}-{change.key}")
 
 
 def cached_features(
-    cache_dir: Path, encoder: Encoder, store: EpisodeStore, cameras: tuple[str, ...], episodes: int
+    cache_dir: Path,
+    encoder: Encoder,
+    store: EpisodeStore,
+    cameras: tuple[str, ...],
+    episodes: int,
+    change: ImageChange | None = None,
 ) -> dict[str, np.ndarray]:
     """Return float16 features (frames, P, D) of the first `episodes` episodes by camera, computing what is missing.
 
-    A set that is cached is read and the encoder is not run. ValueError for a camera or episodes that the store lacks,
-    and for features that float16 cannot hold.
+    With `change` they are those of the changed pictures, which have a folder of their own. A set that is cached is read
+    and the encoder is not run. ValueError for a camera or episodes that the store lacks, and for features that float16
+    cannot hold.
     """
     _check_store(store, cameras, episodes)
     frames = int(store.ends[episodes - 1])
-    folder = cache_folder(cache_dir, encoder, store)
+    folder = cache_folder(cache_dir, encoder, store, change)
     shape = (store.steps, encoder.tokens_per_frame, encoder.width)
     features = {}
     for camera in cameras:
@@ -84,20 +92,27 @@ def cached_features(
         if cache.episodes_done < episodes:
             with wait_for_folder(folder):  # of processes that share a cache one computes, the others find it done
                 if cache.episodes_done < episodes:
-                    _fill(cache, encoder, store, camera, episodes)
+                    _fill(cache, encoder, store, camera, episodes, change)
         features[camera] = cache.open()[:frames]
     return features
 
 
-def _fill(cache: CameraFeatures, encoder: Encoder, store: EpisodeStore, camera: str, episodes: int) -> None:
+def _fill(
+    cache: CameraFeatures,
+    encoder: Encoder,
+    store: EpisodeStore,
+    camera: str,
+    episodes: int,
+    change: ImageChange | None,
+) -> None:
     done = cache.episodes_done
     out = cache.open(writable=True)
     starts = np.concatenate([[0], store.ends])
     total = int(starts[episodes] - starts[done])
-    with tqdm(total=total, desc=f"features {camera}", unit="frame", smoothing=0.05) as bar:
+    with tqdm(total=total, desc=f"features {camera}{_about(change)}", unit="frame", smoothing=0.05) as bar:
         for first in range(done, episodes, _GROUP):
             last = min(first + _GROUP, episodes)
-            for row in stream_episodes(encoder, store, camera, range(first, last)):
+            for row in stream_episodes(encoder, store, camera, range(first, last), change):
                 out[row.frame] = row.features
                 bar.update()
             _check_half(out[starts[first] : starts[last]], encoder.name)
@@ -121,7 +136,9 @@ class _Row:
     position: int = 0
 
 
-def stream_episodes(encoder: Encoder, store: EpisodeStore, camera: str, episodes: range) -> Iterator[FrameFeatures]:
+def stream_episodes(
+    encoder: Encoder, store: EpisodeStore, camera: str, episodes: range, change: ImageChange | None = None
+) -> Iterator[FrameFeatures]:
     """Run episodes through one stream of ROWS rows; a row begins each episode with a reset.
 
     The batch stays at ROWS to the end (finished rows see their last picture again), so the numbers of a frame depend
@@ -135,7 +152,7 @@ def stream_episodes(encoder: Encoder, store: EpisodeStore, camera: str, episodes
     while True:
         for index, row in enumerate(rows):
             if row is None or row.position == len(row.images):
-                rows[index] = _load_row(store, camera, next(waiting, None), size)
+                rows[index] = _load_row(store, camera, next(waiting, None), size, change)
         running = [(index, row) for index, row in enumerate(rows) if row is not None]
         if not running:
             return
@@ -148,13 +165,19 @@ def stream_episodes(encoder: Encoder, store: EpisodeStore, camera: str, episodes
             row.position += 1
 
 
-def _load_row(store: EpisodeStore, camera: str, episode: int | None, image_size: int) -> _Row | None:
+def _load_row(
+    store: EpisodeStore, camera: str, episode: int | None, image_size: int, change: ImageChange | None
+) -> _Row | None:
     if episode is None:
         return None
     start, stop = store.bounds(episode)
     images = store.read(IMAGE_PREFIX + camera, start, stop)
     check_images(images, camera, image_size)
-    return _Row(images, start)
+    return _Row(images if change is None else change(images, camera, episode), start)
+
+
+def _about(change: ImageChange | None) -> str:
+    return "" if change is None else f", variant {change.variant}"
 
 
 def _check_store(store: EpisodeStore, cameras: tuple[str, ...], episodes: int) -> None:

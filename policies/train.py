@@ -12,23 +12,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from policies.bc import BCConfig, load_demonstrations, split_episodes, train_head
+from policies.bc import BCConfig, train_head
 from policies.bundle import BundleContent, check_bundle, save_bundle
 from policies.chunks import ExecutionConfig
 from policies.collect import CollectConfig, collect_episodes
+from policies.demonstrations import load_demonstrations, split_episodes
 from policies.encoder import EncoderConfig, open_encoder
 from policies.environment import environment_id, plain
 from policies.evaluate import EvaluationConfig, Evaluator, attach_evaluation, summary_line
-from policies.features import cached_features
 from policies.observation import seen_cameras, sees_state
 from policies.ppo_config import PPOConfig
 from policies.ppo_train import learn_by_trial
+from policies.shown import shown_to_head
 from toto_robot.data.episodes import EpisodeStore, require_env
 from toto_robot.encoders.load import BLIND
 from toto_robot.pretrain.pictures import draw_loss
+from toto_robot.run_folder import read_json, write_json
 
 BUNDLE = "bundle"
 LEARNERS = ("bc", "ppo")
+OTHER = {"last": "best", "best": "last"}  # the weights that were not chosen lie in bundle_best or bundle_last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,9 @@ class TrainPolicyConfig:
     """Settings of `toto_robot train-policy`."""
 
     # None of these changes the policy, but for a longer training: what is left of its schedule is stretched.
-    MAY_CHANGE = ("evaluation", "cache", "ppo.env_steps", "ppo.workers", "ppo.threads", "ppo.checkpoint_every")
+    MAY_CHANGE = (
+        "evaluation", "evaluate_other", "cache", "ppo.env_steps", "ppo.workers", "ppo.threads", "ppo.checkpoint_every",
+    )  # fmt: skip
 
     policy: str = "bc"  # learner: bc (behaviour cloning) or ppo (by trial in the simulator)
     env: str = "franka_pick"  # short name or gymnasium id
@@ -51,6 +56,7 @@ class TrainPolicyConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluate_other: bool = True  # also the weights that were not chosen, of the last step or the best validation loss
 
     def __post_init__(self) -> None:
         if self.policy not in LEARNERS:
@@ -71,6 +77,9 @@ def train_policy(config: TrainPolicyConfig, run_dir: Path) -> int:
     """
     result = train_and_evaluate(config, run_dir)
     print(summary_line(result))
+    for name in OTHER:
+        if (run_dir / f"evaluation_{name}.json").exists():
+            print(f"weights of the {name} step instead: {summary_line(read_json(run_dir / f'evaluation_{name}.json'))}")
     if (run_dir / "rollouts.png").exists():
         print(f"look at: {run_dir / 'rollouts.png'}, {run_dir / 'videos'}")
     print(f"next: toto_robot evaluate policy={run_dir / BUNDLE} episodes=400")
@@ -82,13 +91,23 @@ def train_and_evaluate(config: TrainPolicyConfig, run_dir: Path, evaluator: Eval
 
     `evaluator` lends running simulation processes; its configuration then replaces `config.evaluation`.
     """
-    bundle = train_bundle(config, run_dir)
+    train_bundle(config, run_dir)
     if evaluator is None:
         with Evaluator(config.evaluation) as own:
-            result = own.evaluate(bundle, run_dir)
-    else:
-        result = evaluator.evaluate(bundle, run_dir)
-    attach_evaluation(bundle, result)
+            return _evaluate(config, run_dir, own)
+    return _evaluate(config, run_dir, evaluator)
+
+
+def _evaluate(config: TrainPolicyConfig, run_dir: Path, evaluator: Evaluator) -> dict[str, Any]:
+    """Evaluate the chosen weights and, unless `evaluate_other` is off, those that were not, on the same seeds."""
+    result = evaluator.evaluate(run_dir / BUNDLE, run_dir)
+    attach_evaluation(run_dir / BUNDLE, result)
+    for name in OTHER:
+        bundle = run_dir / f"{BUNDLE}_{name}"
+        if config.evaluate_other and bundle.exists():
+            other = evaluator.evaluate(bundle, run_dir / name)
+            attach_evaluation(bundle, other)
+            write_json(run_dir / f"evaluation_{name}.json", other)
     return result
 
 
@@ -151,20 +170,30 @@ def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
     encoder = open_encoder(config.encoder)  # before demonstrations are collected: a missing encoder is told at once
     store = open_demonstrations(config)
     cameras = seen_cameras(encoder, config.cameras)
-    features = cached_features(Path(config.cache), encoder, store, cameras, config.demonstrations)
-    data = load_demonstrations(store, features, config.demonstrations, sees_state(encoder))
-    trained = train_head(config.bc, data, config.seed, run_dir)
-    draw_loss(run_dir, unit=f"{config.bc.head.loss} loss of normalised actions")
+    shown = shown_to_head(config.bc, encoder, store, cameras, config.demonstrations, Path(config.cache))
+    data = load_demonstrations(store, shown[0], config.demonstrations, sees_state(encoder), shown[1:])
+    trained = train_head(config.bc, data, config.seed, run_dir, encoder)
+    draw_loss(run_dir, unit=trained.head.loss_unit)
     training = _training_facts(config, store)
     content = BundleContent(
         trained=trained,
-        encoder=encoder,
+        encoder=trained.encoder or encoder,
         execution=config.execution,
         task=store.env,
         cameras=cameras,
-        training=training,
+        training={**training, "checkpoint": config.bc.select, "finetune": config.bc.finetune},
     )
-    save_bundle(bundle, content)
+    if trained.other is not None:
+        name = OTHER[config.bc.select]
+        unchosen = replace(
+            content,
+            trained=trained.other,
+            encoder=trained.other.encoder or encoder,
+            training={**content.training, "checkpoint": name},
+        )
+        save_bundle(run_dir / f"{BUNDLE}_{name}", unchosen)
+        attach_evaluation(run_dir / f"{BUNDLE}_{name}", None)
+    save_bundle(bundle, content)  # last, because a run that has it is done
 
 
 def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
@@ -217,7 +246,7 @@ def _settings(config: TrainPolicyConfig) -> dict[str, Any]:
     """Return the settings that decide what the policy is."""
     kept: dict[str, Any] = plain(asdict(config))
     others = [learner for learner in LEARNERS if learner != config.policy]
-    for name in ("evaluation", "cache", "demos", *others):
+    for name in ("evaluation", "evaluate_other", "cache", "demos", *others):
         del kept[name]
     for name in ("workers", "threads", "checkpoint_every"):
         kept.get("ppo", {}).pop(name, None)

@@ -143,6 +143,14 @@ COMMANDS: dict[str, Command] = {
             "compare encoders=[toto=outputs/pretrain/toto/pretrained_model,mae] layers=[0,mid,last] run=outputs/mine",
         ),
     ),
+    "export": Command(
+        "policies.export:export",
+        "write a policy bundle as one program (torch.export or ONNX), checked for equal answers",
+        (
+            "export policy=outputs/train-policy/default/bundle",
+            "export policy=my_bundle format=onnx part=head out=robot",
+        ),
+    ),
     "data info": Command(
         "toto_robot.data.commands:info",
         "what is in a data set: episodes, features, units, ranges, success, size, origin",

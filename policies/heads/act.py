@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.heads.base import Generators, Head, InputSizes, elementwise, mean_inside
+from policies.heads.base import Head, InputSizes, elementwise, mean_inside
 from policies.heads.trunk import flatten_history
 from policies.observation import Inputs
 
@@ -55,7 +55,12 @@ class ACTHead(Head):
         seen = sizes.history * (1 + len(sizes.cameras) * sizes.tokens_per_frame)
         self.position = nn.Parameter(act.position_init * torch.randn(seen, act.width))
         self.query = nn.Parameter(torch.randn(self.chunk_steps, act.width))
-        layer = {"d_model": act.width, "nhead": act.heads, "dim_feedforward": act.ffn_width, "dropout": 0.0}
+        layer: dict[str, Any] = {
+            "d_model": act.width,
+            "nhead": act.heads,
+            "dim_feedforward": act.ffn_width,
+            "dropout": 0.0,
+        }
         self.encoder = nn.ModuleList(
             nn.TransformerEncoderLayer(**layer, batch_first=True, norm_first=True, activation="gelu")
             for _ in range(act.encoder_layers)
@@ -66,7 +71,7 @@ class ACTHead(Head):
         )
         self.out = nn.Sequential(nn.LayerNorm(act.width), nn.Linear(act.width, action_dim))
 
-    def forward(self, inputs: Inputs, generator: Generators = None) -> Tensor:
+    def act(self, inputs: Inputs, noise: Tensor) -> Tensor:
         """Return normalised actions (B, K, A); nothing is random."""
         return self._decode(self.memory(inputs))
 

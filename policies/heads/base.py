@@ -49,8 +49,22 @@ class Head(nn.Module):
         """Actions that are predicted at once, K."""
         return self.config.steps
 
+    @property
+    def loss_unit(self) -> str:
+        """What the numbers of `loss` are."""
+        return f"{self.config.loss} loss of normalised actions"
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of the normal noise that one row's actions are made of; (0,) where nothing is random."""
+        return (0,)
+
     def forward(self, inputs: Inputs, generator: Generators = None) -> Tensor:
         """Return the normalised actions to execute, (B, K, A); what is random is drawn from `generator`."""
+        return self.act(inputs, draw_noise(len(inputs.proprio), self.noise_shape, generator))
+
+    def act(self, inputs: Inputs, noise: Tensor) -> Tensor:
+        """Return the actions (B, K, A) that follow from the inputs and from noise (B, *noise_shape)."""
         raise NotImplementedError
 
     def loss(self, inputs: Inputs, target: Tensor, inside: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -66,18 +80,11 @@ class Head(nn.Module):
         return self.config.feature_dropout if self.training else 0.0
 
 
-def draw_normal(shape: tuple[int, ...], generator: Generators) -> Tensor:
-    """Draw N(0, 1) of shape (B, ...); with a generator a row, a row's numbers do not depend on the other rows."""
+def draw_noise(batch: int, shape: tuple[int, ...], generator: Generators) -> Tensor:
+    """Draw N(0, 1) of (B, *shape); with a generator a row, what a row gets does not depend on the other rows."""
     if isinstance(generator, Sequence):
-        return torch.stack([torch.randn(shape[1:], generator=one) for one in generator])
-    return torch.randn(shape, generator=generator)
-
-
-def draw_uniform(shape: tuple[int, ...], generator: Generators) -> Tensor:
-    """Draw from [0, 1) of shape (B, ...), as `draw_normal` does."""
-    if isinstance(generator, Sequence):
-        return torch.stack([torch.rand(shape[1:], generator=one) for one in generator])
-    return torch.rand(shape, generator=generator)
+        return torch.stack([torch.randn(shape, generator=one) for one in generator])
+    return torch.randn((batch, *shape), generator=generator)
 
 
 def elementwise(kind: str, predicted: Tensor, target: Tensor) -> Tensor:

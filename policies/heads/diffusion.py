@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from policies.heads.base import Generators, Head, InputSizes, draw_normal, mean_inside
+from policies.heads.base import Head, InputSizes, mean_inside
 from policies.heads.ddim import DDIM
 from policies.heads.trunk import Trunk
 from policies.observation import Inputs
@@ -69,10 +69,19 @@ class DiffusionHead(Head):
         self.blocks = nn.ModuleList(_Block(settings.width, given, settings.kernel) for _ in range(settings.blocks))
         self.out = nn.Conv1d(settings.width, action_dim, 1)
 
-    def forward(self, inputs: Inputs, generator: Generators = None) -> Tensor:
-        """Return a drawn chunk of normalised actions (B, K, A), inside [-1, 1]."""
+    @property
+    def loss_unit(self) -> str:
+        """What the numbers of `loss` are."""
+        return "squared error of the predicted noise"
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """What denoising begins with."""
+        return (self.chunk_steps, self.action_dim)
+
+    def act(self, inputs: Inputs, noise: Tensor) -> Tensor:
+        """Return the chunk of normalised actions (B, K, A), inside [-1, 1], that the noise becomes."""
         seen = self.trunk(inputs)
-        noise = draw_normal((len(seen), self.chunk_steps, self.action_dim), generator)
         return self.ddim.sample(noise, lambda noisy, step: self.denoise(noisy, step, seen))
 
     def loss(self, inputs: Inputs, target: Tensor, inside: Tensor, generator: torch.Generator | None = None) -> Tensor:

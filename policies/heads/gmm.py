@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policies.heads.base import Generators, Head, InputSizes, draw_normal, draw_uniform
+from policies.heads.base import Head, InputSizes
 from policies.heads.trunk import Trunk
 from policies.observation import Inputs
 
@@ -48,15 +48,25 @@ class GMMHead(Head):
         self._numbers = self.chunk_steps * action_dim
         self.out = nn.Linear(self.trunk.width, config.gmm.modes * (2 * self._numbers + 1))
 
-    def forward(self, inputs: Inputs, generator: Generators = None) -> Tensor:
+    @property
+    def loss_unit(self) -> str:
+        """What the numbers of `loss` are."""
+        return "negative log-likelihood of an action, nats"
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """One number chooses the mode, the others are noise inside it."""
+        return (1 + (0 if self.config.gmm.low_noise_eval else self._numbers),)
+
+    def act(self, inputs: Inputs, noise: Tensor) -> Tensor:
         """Return a mode's mean (B, K, A), the mode drawn by its weight; with noise unless `low_noise_eval`."""
         logits, means, stds = self.mixture(self.trunk(inputs))
         passed = logits.softmax(dim=1).cumsum(dim=1)[:, :-1]  # (B, M - 1)
-        mode = (draw_uniform((len(logits), 1), generator) >= passed).sum(dim=1)
-        rows = torch.arange(len(mode))
-        chunk = means[rows, mode]
+        mode = (torch.special.ndtr(noise[:, :1]) >= passed).sum(dim=1)
+        chosen = mode.view(-1, 1, 1, 1).expand(-1, 1, *means.shape[2:])
+        chunk = means.gather(1, chosen)[:, 0]
         if not self.config.gmm.low_noise_eval:
-            chunk = chunk + stds[rows, mode] * draw_normal(tuple(chunk.shape), generator)
+            chunk = chunk + stds.gather(1, chosen)[:, 0] * noise[:, 1:].view_as(chunk)
         return chunk
 
     def loss(self, inputs: Inputs, target: Tensor, inside: Tensor, generator: torch.Generator | None = None) -> Tensor:

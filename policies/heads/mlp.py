@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from policies.heads.base import Generators, Head, InputSizes, elementwise, mean_inside
+from policies.heads.base import Head, InputSizes, elementwise, mean_inside
 from policies.heads.config import HeadConfig
 from policies.heads.trunk import Trunk
 from policies.observation import Inputs
@@ -19,7 +19,7 @@ class MLPHead(Head):
         self.trunk = Trunk(config.trunk, sizes)
         self.out = nn.Linear(self.trunk.width, self.chunk_steps * action_dim)
 
-    def forward(self, inputs: Inputs, generator: Generators = None) -> Tensor:
+    def act(self, inputs: Inputs, noise: Tensor) -> Tensor:
         """Return normalised actions (B, K, A); nothing is random."""
         return self._chunk(self.trunk(inputs))
 
