@@ -69,7 +69,8 @@ def export(config: ExportConfig, run_dir: Path) -> int:
 def _program(parts: Parts, config: ExportConfig) -> tuple[str, HeadProgram | PolicyProgram, list[Array]]:
     if config.part != "head" and parts.head.sizes.cameras:
         try:
-            return "policy", PolicyProgram(parts).eval(), policy_arrays(parts, config.batch)
+            arrays = policy_arrays(parts, config.batch)
+            return "policy", PolicyProgram(parts).eval(), arrays
         except ValueError:
             if config.part == "policy":
                 raise

@@ -71,7 +71,7 @@ def test_a_killed_fill_continues(encoder, store, tmp_path, monkeypatch):
     monkeypatch.setattr("policies.features._GROUP", 1)
     real = stream_episodes
 
-    def dies(encoder, store, camera, episodes):
+    def dies(encoder, store, camera, episodes, change=None):
         for count, item in enumerate(real(encoder, store, camera, episodes)):
             if episodes.start == 1 and count == 5:
                 raise KeyboardInterrupt

@@ -35,7 +35,7 @@ def test_a_run_leaves_a_policy_and_its_rate_and_repeats_for_nothing(small, tmp_p
     def refuse(*arguments, **keywords):
         raise AssertionError("a finished run works again")
 
-    for name in ("open_encoder", "cached_features", "train_head"):
+    for name in ("open_encoder", "shown_to_head", "train_head"):
         monkeypatch.setattr(f"policies.train.{name}", refuse)
     monkeypatch.setattr("policies.evaluate.Processes", refuse)
     assert train_policy(small, run) == 0
@@ -60,7 +60,7 @@ def test_a_table_shares_features_and_processes(small, tmp_path, monkeypatch):
     assert started == [1]
     assert results[2]["encoder"]["parameters"] == 0 and results[2]["ms_per_step"]["encode"] < 0.01
     (folder,) = (tmp_path / "cache").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["front.json", "front.npy", "wrist.json", "wrist.npy"]
+    assert sorted(path.name for path in folder.glob("[!.]*")) == ["front.json", "front.npy", "wrist.json", "wrist.npy"]
     assert read_json(folder / "front.json")["episodes"] == 3
 
 
