@@ -1,5 +1,6 @@
 """Are cached features those of the closed loop, computed once, extended when asked, and safe against a kill?"""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,8 +21,10 @@ def encoder(toto):
     return open_encoder(toto)
 
 
-def test_cached_features_equal_those_of_the_closed_loop(encoder, store, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"layer": "0+last", "streaming": "staggered"}])
+def test_cached_features_equal_those_of_the_closed_loop(toto, options, store, tmp_path):
     """Frame by frame through the Observer, two episodes one after the other in one row, as an evaluation does."""
+    encoder = open_encoder(replace(toto, **options))
     cached = cached_features(tmp_path, encoder, store, CAMERAS, len(store))
     names = tuple(store.env["proprio_names"])
     normalizer = Normalizer.fit(store.read("observation.state", 0, store.steps), names)
@@ -89,7 +92,6 @@ def test_a_killed_fill_continues(encoder, store, tmp_path, monkeypatch):
 
 
 def test_another_encoder_or_store_has_another_folder(encoder, store, toto, tmp_path):
-    from dataclasses import replace
 
     last = open_encoder(replace(toto, layer="last"))
     assert cache_folder(tmp_path, encoder, store) != cache_folder(tmp_path, last, store)
