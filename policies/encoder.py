@@ -8,6 +8,7 @@ from pathlib import Path
 from toto_robot import packaged
 from toto_robot.encoders.base import Encoder
 from toto_robot.encoders.load import NAMES, load_encoder, numbered_layers
+from toto_robot.encoders.load_others import VISION
 from toto_robot.models.streaming import check_policy
 
 # Where `toto_robot pretrain run=outputs/pretrain/<name>` leaves its result.
@@ -27,11 +28,13 @@ _MAKE = {
 class EncoderConfig:
     """A frozen encoder by name; `none` is proprioception only, `state` is told the simulator's state (the oracle)."""
 
-    name: str = "toto"  # toto, mae, random_vit, random_toto, none or state
-    path: str | None = None  # its pretrained_model folder or packaged name; null is that of outputs/pretrain/<name>
-    layer: str | None = None  # mid, last, a block's number, or several, as 0+mid; null is mid for Toto, last for MAE
+    name: str = "toto"  # toto, mae, random_vit, random_toto, dvae, vqgan, hf, timm, none or state
+    path: str | None = None  # folder or packaged name, or the model of hf or timm; null: outputs/pretrain/<name>
+    layer: str | None = None  # mid, last, a number, several as 0+mid, or auto (probed); null: mid for Toto, else last
     context_frames: int | None = None  # frames a Toto stream looks back on; null is all that it was trained with
     streaming: str | None = None  # how Toto goes on beyond them: ring (default), reset, staggered or recompute
+    image_px: int | None = None  # size of the picture that dvae, vqgan, hf and timm see; null is their own
+    weights: str | None = None  # safetensors file of a timm model; null draws them from seed
     seed: int = 0  # of the random encoders' weights
     device: str = "cpu"  # cpu or cuda
     precision: str = "auto"  # auto, fp32 or bf16
@@ -39,13 +42,17 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ValueError(f"expected encoder.name {', '.join(NAMES)}, got {self.name!r}")
-        numbered_layers(self.layer, 0, "mid")  # refuses other words before anything is loaded
+        if self.layer != "auto":
+            numbered_layers(self.layer, 0, "mid")  # refuses other words before anything is loaded
         if self.streaming is not None:
             check_policy(self.streaming)
 
     @property
     def folder(self) -> Path | None:
-        """Where the encoder's weights lie; None for those that need none (`random_vit` then has the nano size)."""
+        """Where the encoder's weights lie; None for those that need none (`random_vit` then has the nano size).
+
+        For hf and timm also the name of a model, which is no folder.
+        """
         if self.path is not None:
             return packaged.model_folder(self.path)
         return DEFAULT_PATHS.get(self.name)
@@ -54,7 +61,9 @@ class EncoderConfig:
 def open_encoder(config: EncoderConfig) -> Encoder:
     """Load the encoder (`none` has features of width 0); ValueError says which command makes what is missing."""
     folder = config.folder
-    if folder is not None and not (folder / "config.json").exists():
+    if config.layer == "auto":
+        raise ValueError("encoder.layer=auto is chosen by train-policy and compare, from demonstrations; give a number")
+    if folder is not None and config.name not in VISION and not (folder / "config.json").exists():
         make = _MAKE.get(config.name, "toto_robot pretrain")
         raise ValueError(f"no {config.name} encoder at {folder}; make it with `{make}`, or set encoder.path")
     return load_encoder(
@@ -66,4 +75,6 @@ def open_encoder(config: EncoderConfig) -> Encoder:
         device=config.device,
         precision=config.precision,
         streaming=config.streaming,
+        image_px=config.image_px,
+        weights=config.weights,
     )

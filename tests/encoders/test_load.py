@@ -97,7 +97,7 @@ def test_mistakes_say_what_to_do(toto: Path, mae: Path, tmp_path: Path) -> None:
     assert "toto_robot pretrain" in message(tmp_path / "nowhere")
     assert "toto, mae, random_vit" in message("clip")
     assert "'mae'" in message("toto", path=mae) and "'toto'" in message("mae", path=toto)
-    assert "holds a dvae" in message(toto / "tokenizer")
+    assert "'toto'" in message("toto", path=toto / "tokenizer") and "image_px" in message(toto, image_px=32)
     assert "not both" in message(toto, path=toto)
     assert "1..3" in message(toto, context_frames=4)
     assert "no memory" in message(mae, context_frames=2) and "no memory" in message("random_vit", context_frames=8)

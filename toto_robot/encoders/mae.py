@@ -23,6 +23,7 @@ from toto_robot.encoders.base import (
     layer_setting,
     resolve_precision,
 )
+from toto_robot.encoders.single_frame import FrameStream, SingleFrameEncoder
 from toto_robot.models import hub
 from toto_robot.models.mae import mae_config, mae_features, normalise_pixels
 from toto_robot.weights import write_model
@@ -34,10 +35,8 @@ if TYPE_CHECKING:
 _BATCH = 64  # frames at a time: bounds the memory of a long clip
 
 
-class MAEEncoder:
+class MAEEncoder(SingleFrameEncoder):
     """Patch features of layers of a frozen MAE encoder, nothing masked (`Encoder`). It has no memory: W = 1."""
-
-    context_frames = 1
 
     def __init__(
         self, model: ViTMAEForPreTraining, *, name: str, layers: Sequence[int], device: torch.device,
@@ -65,15 +64,6 @@ class MAEEncoder:
         with autocast(self.precision, self.device):
             parts = [mae_features(self._fast_model, normalise_pixels(part), self.layers) for part in fitted]
         return torch.cat([concatenate(part, self.layers) for part in parts])
-
-    def encode_clip(self, frames: Frames) -> Tensor:
-        """Encode clips (B, T, h, w, 3) frame by frame; return (B, T, P, D) float32."""
-        B, T = frames.shape[:2]
-        return self.encode(frames.reshape(B * T, *frames.shape[2:])).unflatten(0, (B, T))
-
-    def stream(self, batch: int) -> FrameStream:
-        """Open a stream of `batch` rows."""
-        return FrameStream(self, batch)
 
     def save(self, folder: Path) -> None:
         """Write the model."""
@@ -122,16 +112,3 @@ class NoEncoder:
     def settings(self) -> dict[str, object]:
         """Return the keyword arguments of `load_encoder` for a saved folder."""
         return {}
-
-
-class FrameStream:
-    """The stream of an encoder without memory: each frame on its own, nothing to reset (`Stream`)."""
-
-    def __init__(self, encoder: MAEEncoder | NoEncoder, batch: int) -> None:
-        self._encoder, self._batch = encoder, batch
-
-    def step(self, frames: Frames, reset: Frames | None = None) -> Tensor:
-        """Encode the next frame of every row (B, h, w, 3); return (B, P, D) float32."""
-        if len(frames) != self._batch:
-            raise ValueError(f"the stream has {self._batch} rows, got {len(frames)} frames")
-        return self._encoder.encode(frames)
