@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from policies.bundle import bundle_hash, load_policy
+from policies.heads.gmm import GMMConfig
 from policies.train import train_bundle
 from tests.policies.small import make_small
 
@@ -80,6 +81,26 @@ def test_a_batch_row_acts_as_if_alone_and_resets_alone(trained, store):
     np.testing.assert_allclose(later[1], restarted, atol=1e-5)
     assert np.abs(continued - restarted).max() > 1e-4, "the past does not matter: the test shows nothing"
     assert later.shape == (3, 7) and later.dtype == np.float32
+
+
+def test_what_a_policy_draws_follows_from_the_seed_of_its_row(demos, toto, store, tmp_path):
+    config = make_small(demos, toto, tmp_path)
+    head = replace(config.bc.head, name="gmm", chunk_steps=3, gmm=GMMConfig(low_noise_eval=False))
+    bundle = train_bundle(replace(config, bc=replace(config.bc, steps=10, head=head)), tmp_path / "run")
+
+    def drawn(first, count, seeds):
+        """Let `count` rows see what the store shows from `first` on, for five steps."""
+        policy = load_policy(bundle)
+        policy.reset(batch=count, seeds=seeds)
+        one = [policy.act(observation(store, first + step, size=count)) for step in range(5)]
+        policy.reset(rows=np.ones(count, dtype=bool), seeds=[seed + 1 for seed in seeds])
+        return np.stack([*one, policy.act(observation(store, first, size=count))])
+
+    together = drawn(0, 3, [7, 8, 9])
+    np.testing.assert_allclose(drawn(1, 1, [8])[:, 0], together[:, 1], atol=1e-5)
+    other = drawn(1, 1, [9])[:, 0]
+    assert np.abs(other[0] - together[0, 1]).max() > 1e-3
+    np.testing.assert_array_equal(drawn(0, 3, [7, 8, 9]), together)
 
 
 def test_actions_stay_inside_the_box(trained, store):
