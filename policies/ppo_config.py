@@ -30,7 +30,7 @@ class PPOConfig:
     rollout_steps: int = 128  # steps of each environment between updates; PixMC 32
     workers: int | None = None  # processes that step environments; null is one a core, 0 this one
     groups: int = 2  # parts of the environments that step in turns: one moves while the policy thinks for another
-    action_mode: str = "joint_delta"  # joint_delta (PixMC's) or ee_delta
+    action_mode: str = "ee_delta"  # ee_delta (as demonstrations) or joint_delta (PixMC's)
     image_size: int = 64  # height and width of a camera image, px
     epochs: int = 10  # passes over a rollout
     minibatches: int = 4  # parts of a rollout, an optimizer step each

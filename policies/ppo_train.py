@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -47,25 +46,24 @@ def learn_by_trial(
         "settings": dict(settings),
     }
 
-    def save(name: str, trained: Trained) -> None:
+    def save(name: str, checkpoint: str, trained: Trained) -> None:
         content = BundleContent(
             trained=trained,
             encoder=eyes,
             execution=ExecutionConfig(kind="first"),
             task=setting.task,
             cameras=seen,
-            training=training,
+            training={**training, "checkpoint": checkpoint},
         )
         save_bundle(run_dir / name, content)
 
-    last = train_ppo(config, setting, seed, run_dir, keep_best=partial(save, "bundle_best"))
     best = run_dir / "bundle_best"
+    last = train_ppo(config, setting, seed, run_dir, keep_best=partial(save, best.name, "best"))
     if config.select == "best" and best.exists():
-        save("bundle_last", last)
-        shutil.rmtree(run_dir / "bundle", ignore_errors=True)
-        os.replace(best, run_dir / "bundle")
+        save("bundle_last", "last", last)
+        os.replace(best, run_dir / "bundle")  # last, because a run that has it is done
     else:
-        save("bundle", last)
+        save("bundle", "last", last)
 
 
 def _setting(

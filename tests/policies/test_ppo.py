@@ -360,8 +360,9 @@ def _exit_code(*arguments):
 def test_the_command_continues_a_run_with_other_processes_and_more_steps(tmp_path, capsys):
     command = [
         "train-policy", "policy=ppo", f"env={PENDULUM}", "encoder=none", f"run={tmp_path}", "ppo.num_envs=2",
-        "ppo.rollout_steps=100", "ppo.groups=1", "ppo.workers=0", "ppo.epochs=1", "ppo.trunk.hidden=[16]", "ppo.window_episodes=2",
-        "evaluation.episodes=1", "evaluation.videos=0", "evaluation.workers=1", "evaluation.envs_per_worker=1",
+        "ppo.rollout_steps=100", "ppo.groups=1", "ppo.workers=0", "ppo.epochs=1", "ppo.trunk.hidden=[16]",
+        "ppo.window_episodes=2", "evaluation.episodes=1", "evaluation.videos=0", "evaluation.workers=1",
+        "evaluation.envs_per_worker=1",
     ]  # fmt: skip
     assert _exit_code(*command, "ppo.env_steps=400") == 0
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
