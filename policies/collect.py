@@ -40,7 +40,7 @@ class CollectConfig:
     episodes: int = 100  # episodes to keep
     out: str | None = None  # the store; null is <run>/episodes
     seed: int = 0  # seed of the first attempt; attempt k has seed + k
-    noise: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3)  # noise on the executed action, cycled over attempts (action units)
+    noise: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25)  # on the executed action, cycled over attempts (action units)
     cameras: tuple[str, ...] = ("front", "wrist")  # cameras to render
     image_size: int = 64  # height and width of a camera image, px
     action_mode: str = "ee_delta"  # ee_delta or joint_delta

@@ -27,9 +27,9 @@ class TrunkConfig:
     attention_heads: int = 4  # heads of the attention pooling
     query_init: float = 1.0  # standard deviation of the first queries
     position_init: float = 0.5  # standard deviation of the first positions; tokens are normed to 1
-    camera_width: int = 64  # features that each camera contributes
-    proprio_width: int = 64  # features that the proprioception contributes
-    hidden: tuple[int, ...] = (256, 256)  # widths of the MLP
+    camera_width: int = 256  # features that each camera contributes
+    proprio_width: int = 256  # features that the proprioception contributes
+    hidden: tuple[int, ...] = (512, 512)  # widths of the MLP
     activation: str = "gelu"  # gelu after a layer norm, or selu alone (PixMC's MLP)
 
     def __post_init__(self) -> None:

@@ -92,7 +92,7 @@ def test_noise_shoves_for_a_while_and_lets_go(make: Make) -> None:
     held_steps = round(experts.SHOVE_S * env.preset.control_rate_hz)
     assert correlation(1) > 0.4  # white noise would give 0
     assert abs(correlation(2 * held_steps)) < 0.15
-    assert np.median(np.abs(deviation)) < 0.12  # mostly white noise of 0.1, shoves in between
+    assert np.median(np.abs(deviation)) < 0.2  # mostly white noise of 0.1, shoves in between
     assert np.abs(deviation).max() > 0.3
 
 
