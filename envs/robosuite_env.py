@@ -170,10 +170,10 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         return self._draw((camera,), size)[camera]
 
     def expert(self, seed: int, noise: float = 0.0) -> Any:
-        """Return a scripted expert (Lift with a Panda); `noise` is the deviation of what is added to arm actions."""
-        from envs.robosuite_expert import LiftExpert
+        """Return a scripted expert (Lift, Can; Panda); `noise` is the deviation of what is added to arm actions."""
+        from envs.robosuite_expert import RobosuiteExpert
 
-        return LiftExpert(self, seed=seed, noise=noise)
+        return RobosuiteExpert(self, seed=seed, noise=noise)
 
     def simulator_state(self) -> Floats:
         """Return all that the future depends on: MuJoCo's integration state, gripper commands, the episode. (S,)"""

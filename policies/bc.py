@@ -93,6 +93,9 @@ class BCConfig:
         return self.action_normalizer or ("min_max" if self.head.name == "diffusion" else "mean_std")
 
 
+Normalizers = tuple[Normalizer, Normalizer]  # of proprioception and of actions
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a learner gives: the head whose weights are used, and the statistics it needs."""
@@ -147,21 +150,36 @@ class _Learner(nn.Module):
             self.best.load_state_dict(self.average.state_dict())
 
 
+def fit_normalizers(config: BCConfig, data: Demonstrations, frames: np.ndarray) -> Normalizers:
+    """Fit the normalisers of proprioception and of actions on some frames of the data."""
+    proprio = Normalizer.fit(data.proprio[frames], data.proprio_names, kind=config.proprio_normalizer)
+    actions = Normalizer.fit(
+        data.actions[frames], data.action_names, kind=config.action_kind, floor=config.action_floor
+    )
+    return proprio, actions
+
+
 def train_head(
-    config: BCConfig, data: Demonstrations, seed: int, run_dir: Path, encoder: Encoder | None = None
+    config: BCConfig,
+    data: Demonstrations,
+    seed: int,
+    run_dir: Path,
+    encoder: Encoder | None = None,
+    *,
+    until: int | None = None,
+    normalizers: Normalizers | None = None,
 ) -> Trained:
     """Train a head on cached features; continue from `run_dir/checkpoints/last` when there is one.
 
     Step s draws its batch, noise and masks from a generator seeded by (seed, s), so that a killed and continued run
     ends with the bits of one that was not. Writes metrics.jsonl and checkpoints. `encoder` is the one that learns too,
-    where `config.finetune` says so; `data` then holds what its `prepare` makes of pictures.
+    where `config.finetune` says so; `data` then holds what its `prepare` makes of pictures. `until` ends the training
+    at that step of `config.steps`, to go on with more data; `normalizers` stay what they were before.
     """
     training, validation = split_episodes(len(data.ends), config.validation_fraction)
     frames = data.frames_of(training)
-    proprio = Normalizer.fit(data.proprio[frames], data.proprio_names, kind=config.proprio_normalizer)
-    actions = Normalizer.fit(
-        data.actions[frames], data.action_names, kind=config.action_kind, floor=config.action_floor
-    )
+    proprio, actions = normalizers or fit_normalizers(config, data, frames)
+    end = config.steps if until is None else until
     samples = Samples(config.head, data, proprio, actions)
     learner = _Learner(_build(config, data, seed, encoder))
     optimizer = _optimizer(config, learner.model)
@@ -169,18 +187,18 @@ def train_head(
     start = _restore(last, learner, optimizer) if last else 0
     with (
         MetricLog(run_dir, resume_step=start) as log,
-        tqdm(total=config.steps, initial=start, desc="clone", unit="step", smoothing=0.05) as bar,
+        tqdm(total=end, initial=start, desc="clone", unit="step", smoothing=0.05) as bar,
     ):
-        for step in range(start, config.steps):
+        for step in range(start, end):
             values = _step(config, learner, optimizer, samples, torch.from_numpy(frames), seed, step)
             done = step + 1
-            if validation and (done % config.validate_every == 0 or done == config.steps):
+            if validation and (done % config.validate_every == 0 or done == end):
                 values |= _validate(learner.average, samples, data.frames_of(validation))
                 learner.judge(values["val/loss"], done)
             if done % config.log_every == 0 or "val/loss" in values:
                 log.write(done, values)
                 bar.set_postfix({key: f"{value:.3f}" for key, value in values.items() if key.endswith("loss")})
-            if done % config.checkpoint_every == 0 or done == config.steps:
+            if done % config.checkpoint_every == 0 or done == end:
                 notes = {"best_loss": learner.best_loss, "best_step": learner.best_step}
                 state = checkpoint.snapshot(done, learner, optimizer, config=_describe(learner), notes=notes)
                 checkpoint.save(run_dir, state, keep=1)

@@ -191,6 +191,11 @@ def _learned(training: Mapping[str, Any]) -> str:
 def _how(training: Mapping[str, Any]) -> str:
     if training.get("learner") == "ppo":
         return f"PPO in {training['env_steps']:,} environment steps"
+    if training.get("learner") == "dagger":
+        return (
+            f"DAgger on {training['demonstrations']} demonstrations and {training['rollouts']} corrected episodes "
+            f"({training['env_steps']:,} environment steps)"
+        )
     weights = (
         "the weights of the lowest validation loss" if training.get("checkpoint") == "best" else "the last weights"
     )

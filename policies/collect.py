@@ -9,7 +9,7 @@ included, is `action.executed`: noise takes the arm to states off the expert's p
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def collect_episodes(config: CollectConfig, path: Path) -> EpisodeStore:
     ):
         for result in _in_order(processes, attempt):
             if result.arrays is not None:
-                store = store or _create(config, path, result)
+                store = store or create_store(path, result.task, result.arrays, collect=_settings(config))
                 store.append(result.arrays, _meta(config, result))
                 bar.update()
                 kept += 1
@@ -127,6 +127,14 @@ def collect_episodes(config: CollectConfig, path: Path) -> EpisodeStore:
     assert store is not None
     store.close()
     return store
+
+
+def collected_task(config: CollectConfig) -> tuple[dict[str, Any], int]:
+    """Return the task that episodes of these settings would have, and the numbers of the simulator's state in it."""
+    environment = make_environment(config.env, **config.environment_settings)
+    task, state_entries = task_spec(environment), environment.observation_space["state"].shape[0]
+    environment.close()
+    return task, state_entries
 
 
 def expert_rate(store: EpisodeStore, config: CollectConfig) -> Rate:
@@ -148,7 +156,7 @@ def record_episode(environment: Any, seed: int, noise: float) -> tuple[dict[str,
     success = False
     for _ in range(spec.horizon_steps):
         action = expert.act()
-        row = _before_step(environment, observation, action)
+        row = before_step(environment, observation, action.clean, action.executed)
         observation, reward, terminated, truncated, info = environment.step(action.executed)
         success = bool(info["success"])
         rows.append({**row, "next.reward": np.float32(reward), "next.success": success})
@@ -157,15 +165,16 @@ def record_episode(environment: Any, seed: int, noise: float) -> tuple[dict[str,
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}, success
 
 
-def _before_step(environment: Any, observation: Any, action: Any) -> dict[str, Any]:
-    images = {IMAGE_PREFIX + name: image for name, image in observation["pixels"].items()}
+def before_step(environment: Any, observation: Any, clean: Any, executed: Any) -> dict[str, Any]:
+    """Return what a store's row says of the moment before a step: all that was seen, the label, and what is done."""
+    images = {IMAGE_PREFIX + name: image for name, image in observation.get("pixels", {}).items()}
     oracle = {ORACLE_KEY: observation["state"]} if "state" in observation else {}
     return {
         "observation.state": observation["proprio"],
         **oracle,
         **images,
-        "action": np.asarray(action.clean, dtype=np.float32),
-        "action.executed": np.asarray(action.executed, dtype=np.float32),
+        "action": np.asarray(clean, dtype=np.float32),
+        "action.executed": np.asarray(executed, dtype=np.float32),
         "simulator.state": environment.unwrapped.simulator_state(),
     }
 
@@ -215,23 +224,17 @@ def _open(config: CollectConfig, path: Path) -> EpisodeStore | None:
     return store
 
 
-def _create(config: CollectConfig, path: Path, first: Attempt) -> EpisodeStore:
-    """Create the store from the shapes of its first episode; no clock in its provenance, so that bytes repeat."""
-    assert first.arrays is not None
+def create_store(path: Path, task: Mapping[str, Any], arrays: Mapping[str, np.ndarray], **made_by: Any) -> EpisodeStore:
+    """Create a store from the shapes of its first episode; no clock in its provenance, so that bytes repeat."""
     versions = {name: importlib.metadata.version(name) for name in ("mujoco", "robosuite", "numpy")}
-    names = {"observation.state": first.task["proprio_names"], "action": first.task["action_names"]}
+    names = {"observation.state": task["proprio_names"], "action": task["action_names"]}
     names["action.executed"] = names["action"]
     features = {
         key: FeatureSpec(dtype=str(array.dtype), shape=array.shape[1:], names=tuple(names.get(key, ())) or None)
-        for key, array in first.arrays.items()
+        for key, array in arrays.items()
     }
-    return EpisodeStore.create(
-        path,
-        features=features,
-        fps=first.task["control_rate_hz"],
-        env=first.task,
-        provenance={"collect": _settings(config), "commit": git_commit(), "versions": versions},
-    )
+    provenance = {**made_by, "commit": git_commit(), "versions": versions}
+    return EpisodeStore.create(path, features=features, fps=task["control_rate_hz"], env=task, provenance=provenance)
 
 
 def _settings(config: CollectConfig) -> dict[str, Any]:

@@ -11,12 +11,8 @@ from toto_robot.encoders.load import NAMES, load_encoder, numbered_layers
 from toto_robot.encoders.load_others import VISION
 from toto_robot.models.streaming import check_policy
 
-# Where `toto_robot pretrain run=outputs/pretrain/<name>` leaves its result.
-DEFAULT_PATHS = {
-    "toto": Path("outputs/pretrain/toto/pretrained_model"),
-    "mae": Path("outputs/pretrain/mae/pretrained_model"),
-    "random_toto": Path("outputs/pretrain/toto/pretrained_model"),  # for its tokenizer and its size
-}
+# What a policy looks through unless it is told otherwise: weights that come with the package.
+PACKAGED = {"toto": "toto-small-sim", "mae": "mae-small-sim", "random_toto": "toto-small-sim"}
 _MAKE = {
     "toto": "toto_robot pretrain",
     "mae": "toto_robot pretrain model=mae_nano run=outputs/pretrain/mae",
@@ -29,7 +25,7 @@ class EncoderConfig:
     """A frozen encoder by name; `none` is proprioception only, `state` is told the simulator's state (the oracle)."""
 
     name: str = "toto"  # toto, mae, random_vit, random_toto, dvae, vqgan, hf, timm, none or state
-    path: str | None = None  # folder or packaged name, or the model of hf or timm; null: outputs/pretrain/<name>
+    path: str | None = None  # folder or packaged name, or the model of hf or timm; null: toto-small-sim, mae-small-sim
     layer: str | None = None  # mid, last, a number, several as 0+mid, or auto (probed); null: mid for Toto, else last
     context_frames: int | None = None  # frames a Toto stream looks back on; null is all that it was trained with
     streaming: str | None = None  # how Toto goes on beyond them: ring (default), reset, staggered or recompute
@@ -51,11 +47,11 @@ class EncoderConfig:
     def folder(self) -> Path | None:
         """Where the encoder's weights lie; None for those that need none (`random_vit` then has the nano size).
 
-        For hf and timm also the name of a model, which is no folder.
+        `random_toto` takes the tokenizer and the size of the Toto that lies there. For hf and timm also the name of a
+        model, which is no folder.
         """
-        if self.path is not None:
-            return packaged.model_folder(self.path)
-        return DEFAULT_PATHS.get(self.name)
+        path = self.path or PACKAGED.get(self.name)
+        return None if path is None else packaged.model_folder(path)
 
 
 def open_encoder(config: EncoderConfig) -> Encoder:

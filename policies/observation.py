@@ -85,6 +85,7 @@ class Observer:
         self.batch = batch
         self.cameras = seen_cameras(encoder, cameras)
         self.encode_s = 0.0  # time that the last step spent in the encoder
+        self.tokens: dict[str, Tensor] = {}  # camera -> (B, P, D) of the newest frame, as the feature cache has them
         self._image_size = image_size
         self._oracle = sees_state(encoder)
         self.normalizer = normalizer  # may be replaced between steps, by what keeps running statistics
@@ -97,9 +98,9 @@ class Observer:
         if len(proprio) != self.batch:
             raise ValueError(f"expected a batch of {self.batch} observations, got {len(proprio)}")
         began = time.perf_counter()
-        tokens = self._tokens(observation, reset)
+        self.tokens = self._tokens(observation, reset)
         self.encode_s = time.perf_counter() - began
-        return self._history.step(Inputs(proprio, tokens), reset)
+        return self._history.step(Inputs(proprio, self.tokens), reset)
 
     def _tokens(self, observation: Mapping[str, Any], reset: np.ndarray) -> dict[str, Tensor]:
         if self._stream is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from policies.chunks import ChunkExecution, ExecutionConfig
 from policies.heads.base import Head
@@ -61,6 +62,11 @@ class Policy:
     def control_rate_hz(self) -> float:
         """The rate at which `act` must be called."""
         return float(self.task["control_rate_hz"])
+
+    @property
+    def tokens(self) -> dict[str, Tensor]:
+        """Camera -> (B, P, D): the features of the frames that the last `act` saw, rounded to float16."""
+        return {} if self._observer is None else self._observer.tokens
 
     def reset(
         self, rows: np.ndarray | None = None, batch: int | None = None, seeds: Sequence[int] | None = None

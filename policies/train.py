@@ -15,22 +15,27 @@ from typing import Any
 from policies.bc import BCConfig, train_head
 from policies.bundle import BundleContent, check_bundle, save_bundle
 from policies.chunks import ExecutionConfig
-from policies.collect import CollectConfig, collect_episodes
-from policies.demonstrations import load_demonstrations, split_episodes
+from policies.collect import CollectConfig, collect_episodes, collected_task
+from policies.dagger import DAgger, DAggerConfig, Start
+from policies.demonstrations import Demonstrations, load_demonstrations, split_episodes
 from policies.encoder import EncoderConfig, open_encoder
 from policies.environment import environment_id, plain
 from policies.evaluate import EvaluationConfig, Evaluator, attach_evaluation, summary_line
+from policies.features import cached_features
 from policies.observation import seen_cameras, sees_state
+from policies.policy_report import next_commands, write_policy_report
 from policies.ppo_config import PPOConfig
 from policies.ppo_train import learn_by_trial
 from policies.shown import shown_to_head
 from toto_robot.data.episodes import EpisodeStore, require_env
+from toto_robot.encoders.base import Encoder
 from toto_robot.encoders.load import BLIND
 from toto_robot.pretrain.pictures import draw_loss
 from toto_robot.run_folder import read_json, write_json
 
 BUNDLE = "bundle"
-LEARNERS = ("bc", "ppo")
+# Learner -> the sections of the settings that decide what it makes.
+LEARNERS = {"bc": ("bc",), "dagger": ("bc", "dagger"), "ppo": ("ppo",)}
 OTHER = {"last": "best", "best": "last"}  # the weights that were not chosen lie in bundle_best or bundle_last
 
 
@@ -43,17 +48,18 @@ class TrainPolicyConfig:
         "evaluation", "evaluate_other", "cache", "ppo.env_steps", "ppo.workers", "ppo.threads", "ppo.checkpoint_every",
     )  # fmt: skip
 
-    policy: str = "bc"  # learner: bc (behaviour cloning) or ppo (by trial in the simulator)
+    policy: str = "bc"  # learner: bc (cloning), dagger (an expert corrects the policy) or ppo (trial in the simulator)
     env: str = "franka_pick"  # short name or gymnasium id
     preset: str = "real"  # real (20 Hz) or pixmc (60 Hz, PixMC's); demonstrations must have the same
     demos: str | None = None  # episode store; null is outputs/collect/<env>/episodes, collected when short of episodes
-    demonstrations: int = 50  # episodes to use: the first ones of the store
+    demonstrations: int = 50  # episodes to clone: the first ones of the store; for dagger see its own key
     cameras: tuple[str, ...] = ("front", "wrist")  # cameras that the policy looks through
     seed: int = 0  # of the head's first weights and of the order of samples
     cache: str = "outputs/features"  # folder of cached features
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     bc: BCConfig = field(default_factory=BCConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    dagger: DAggerConfig = field(default_factory=DAggerConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     evaluate_other: bool = True  # also the weights that were not chosen, of the last step or the best validation loss
@@ -73,16 +79,18 @@ def train_policy(config: TrainPolicyConfig, run_dir: Path) -> int:
     """Train a policy on frozen features, from demonstrations or by trial, then measure it on held-out seeds.
 
     Demonstrations are collected when demos is null and there are too few; policy=ppo needs none. The result is
-    <run>/bundle (self-contained), evaluation.json, a learning curve, rollouts.png and videos of successes and failures.
+    <run>/bundle (self-contained), evaluation.json, report.html, and videos of successes and failures.
     """
     result = train_and_evaluate(config, run_dir)
+    bundle = run_dir / BUNDLE
+    report = write_policy_report(run_dir, bundle, result)
     print(summary_line(result))
     for name in OTHER:
         if (run_dir / f"evaluation_{name}.json").exists():
             print(f"weights of the {name} step instead: {summary_line(read_json(run_dir / f'evaluation_{name}.json'))}")
-    if (run_dir / "rollouts.png").exists():
-        print(f"look at: {run_dir / 'rollouts.png'}, {run_dir / 'videos'}")
-    print(f"next: toto_robot evaluate policy={run_dir / BUNDLE} episodes=400")
+    print(f"look at: {report}" + (f", {run_dir / 'videos'}" if (run_dir / "videos").exists() else ""))
+    for line in next_commands(bundle, read_json(bundle / "policy.json")):
+        print(f"next: {line}")
     return 0
 
 
@@ -147,6 +155,8 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
         return bundle
     if config.policy == "ppo":
         _learn_by_trial(config, run_dir)
+    elif config.policy == "dagger":
+        _correct(config, bundle, run_dir)
     else:
         _clone(config, bundle, run_dir)
     attach_evaluation(bundle, None)
@@ -194,6 +204,40 @@ def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
         save_bundle(run_dir / f"{BUNDLE}_{name}", unchosen)
         attach_evaluation(run_dir / f"{BUNDLE}_{name}", None)
     save_bundle(bundle, content)  # last, because a run that has it is done
+
+
+def _correct(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
+    encoder = open_encoder(config.encoder)
+    count, data, state_entries = config.dagger.initial_demonstrations, None, 0
+    facts: dict[str, Any] = {"demonstrations": 0, "seed": config.seed}
+    if count:
+        begin = replace(config, demonstrations=count)
+        store, data = _demonstrations(begin, encoder)
+        task, facts = store.env, _training_facts(begin, store)
+    else:
+        task, state_entries = collected_task(
+            CollectConfig(env=config.env, preset=config.preset, cameras=config.cameras)
+        )
+    start = Start(
+        task=task,
+        encoder=encoder,
+        cameras=seen_cameras(encoder, config.cameras),
+        execution=config.execution,
+        demonstrations=data,
+        state_entries=state_entries,
+        facts={**facts, "validation_demonstrations": 0, "settings": _settings(config)},
+    )
+    content = DAgger(config.dagger, config.bc, start, config.seed, run_dir).learn()
+    draw_loss(run_dir, unit=content.trained.head.loss_unit)
+    save_bundle(bundle, content)
+
+
+def _demonstrations(config: TrainPolicyConfig, encoder: Encoder) -> tuple[EpisodeStore, Demonstrations]:
+    """Open the demonstrations, collecting them where there are none, and read them with their cached features."""
+    store = open_demonstrations(config)
+    cameras = seen_cameras(encoder, config.cameras)
+    features = cached_features(Path(config.cache), encoder, store, cameras, config.demonstrations)
+    return store, load_demonstrations(store, features, config.demonstrations, sees_state(encoder))
 
 
 def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
@@ -245,8 +289,8 @@ def _training_facts(config: TrainPolicyConfig, store: EpisodeStore) -> dict[str,
 def _settings(config: TrainPolicyConfig) -> dict[str, Any]:
     """Return the settings that decide what the policy is."""
     kept: dict[str, Any] = plain(asdict(config))
-    others = [learner for learner in LEARNERS if learner != config.policy]
-    for name in ("evaluation", "evaluate_other", "cache", "demos", *others):
+    sections = {section for every in LEARNERS.values() for section in every} - {*LEARNERS[config.policy]}
+    for name in ("evaluation", "evaluate_other", "cache", "demos", *sections):
         del kept[name]
     for name in ("workers", "threads", "checkpoint_every"):
         kept.get("ppo", {}).pop(name, None)

@@ -117,9 +117,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "train-policy": Command(
         "policies.train:train_policy",
-        "behaviour cloning or PPO on frozen features, then evaluation on held-out seeds",
+        "cloning, DAgger or PPO on a frozen encoder, then evaluation on held-out seeds; collects demonstrations itself",
         (
-            "train-policy env=franka_pick encoder=toto",
+            "train-policy env=franka_pick",
+            "train-policy encoder=toto encoder.path=outputs/pretrain/toto/pretrained_model demonstrations=100",
             "train-policy encoder=mae demonstrations=50 seed=1",
             "train-policy policy=ppo env=franka_pick preset=pixmc encoder=state",
             "train-policy --multirun encoder=toto,mae,random_vit seed=0,1,2",
@@ -182,7 +183,7 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
-# Where a command without overrides works, if not in outputs/<command>/default: names that other commands look for.
+# Where a command without overrides works, if not in outputs/<command>/default: places that the documents name.
 _RUNS = {"demo": "demo", "pretrain": "pretrain/toto"}
 
 _FLAGS = {

@@ -94,12 +94,6 @@ def test_the_same_command_line_has_the_same_run_folder():
     assert first != cli.default_run_dir("pretrain", ["model=tiny", "steps=4"])
 
 
-def test_a_pretraining_without_overrides_is_where_train_policy_looks_for_it():
-    from policies.encoder import DEFAULT_PATHS
-
-    assert cli.default_run_dir("pretrain", []) / "pretrained_model" == DEFAULT_PATHS["toto"]
-
-
 def test_doctor_runs_and_a_sweep_makes_one_folder_a_job(tmp_path):
     done = run("doctor", "--multirun", "minimum_free_gib=0.1,0.2", "run=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

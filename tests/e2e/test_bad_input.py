@@ -48,8 +48,8 @@ def demonstrations(path: Path, *, env_id: str = TASK["env_id"], cameras: tuple[s
 
 
 def test_missing_encoder_names_the_command_that_makes_it(capsys):
-    line = refused(capsys, "train-policy", "encoder=toto", "run=run")
-    assert "toto_robot pretrain" in line
+    line = refused(capsys, "train-policy", "encoder.path=outputs/pretrain/toto/pretrained_model", "run=run")
+    assert "make it with `toto_robot pretrain`, or set encoder.path" in line
 
 
 def test_encoder_of_another_kind(capsys, tmp_path):

@@ -8,9 +8,11 @@ import pytest
 
 from policies.bundle import load_policy
 from policies.encoder import EncoderConfig
+from policies.policy_report import next_commands
 from policies.train import compare_encoders, open_demonstrations, train_bundle, train_policy
+from toto_robot import cli, packaged
 from toto_robot.data.episodes import ORACLE_KEY, EpisodeStore, FeatureSpec
-from toto_robot.run_folder import read_json
+from toto_robot.run_folder import read_json, read_metrics
 
 pytestmark = pytest.mark.render
 
@@ -24,10 +26,17 @@ def test_a_run_leaves_a_policy_and_its_rate_and_repeats_for_nothing(small, tmp_p
         "evaluation.json",
         "loss.png",
         "rollouts.png",
+        "report.html",
         "metrics.jsonl",
         "checkpoints/last",
     ):
         assert (run / name).exists(), name
+    assert read_json(run / "evaluation.json")["successes"] == 0  # 30 steps of training: the report must be honest
+    report = (run / "report.html").read_text()
+    for told in ("It never succeeded in 3 held-out episodes", "56.1%", "seeds 1000000 to 1000002", "evaluate policy="):
+        assert told in report, told
+    assert report.count("data:image/png;base64,") == 2 and "src=" not in report.replace('src="data:', "")
+    assert "0/3 = 0% [0%, 56%]" in said
     assert read_json(run / "bundle" / "evaluation.json") == read_json(run / "evaluation.json")
     assert "of 3 held-out episodes" in (run / "bundle" / "MODEL_CARD.md").read_text()
     before = {path: os.stat(path).st_mtime_ns for path in run.rglob("*.safetensors")}
@@ -68,6 +77,36 @@ def test_other_settings_do_not_continue_a_run(small, tmp_path):
     train_bundle(small, tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds a policy of other settings \(seed: 0 -> 1\)"):
         train_bundle(replace(small, seed=1), tmp_path / "run")
+
+
+def test_the_commands_that_come_next_exist_and_compose(small, tmp_path):
+    bundle = train_bundle(replace(small, encoder=EncoderConfig(name="none")), tmp_path / "run")
+    lines = next_commands(bundle, read_json(bundle / "policy.json"))
+    assert lines[0].startswith("toto_robot evaluate policy=")
+    for line in lines:
+        name, *words = line.split("#")[0].split()[1:]
+        _, schema = cli._load(name)
+        config = cli._compose(name, schema, [word for word in words if not word.startswith("run=")])
+        assert getattr(config, "env", "robosuite").split("/")[0] in ("toto_robot", "robosuite")
+
+
+def test_one_demonstration_is_enough_to_train_and_counts_as_one(small, tmp_path):
+    """Nothing is held out then: there is no validation loss, and the policy is a real one."""
+    config = replace(small, encoder=EncoderConfig(name="none"), demonstrations=1)
+    bundle = train_bundle(config, tmp_path / "run")
+    facts = read_json(bundle / "policy.json")["training"]
+    assert (facts["demonstrations"], facts["validation_demonstrations"]) == (1, 0)
+    assert all("val/loss" not in line for line in read_metrics(tmp_path / "run"))
+    proprio = np.zeros(len(load_policy(bundle).task["proprio_names"]), np.float32)
+    assert load_policy(bundle).act({"proprio": proprio}).shape == (7,)
+
+
+@pytest.mark.parametrize("name", ["toto", "mae", "random_toto"])
+def test_an_encoder_without_a_path_is_the_packaged_one(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a fresh machine: no outputs/
+    folder = EncoderConfig(name=name).folder
+    assert folder == packaged.FOLDER / ("mae-small-sim" if name == "mae" else "toto-small-sim")
+    assert (folder / "config.json").exists() and (folder / "model.safetensors").exists()
 
 
 def test_a_missing_encoder_says_which_command_makes_it(small, tmp_path):
