@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +55,22 @@ class HeadConfig:
         return _HISTORY[self.name] if self.history is None else self.history
 
 
+_SECTIONS: dict[str, Callable[..., Any]] = {
+    "trunk": TrunkConfig,
+    "gmm": GMMConfig,
+    "act": ACTConfig,
+    "diffusion": DiffusionConfig,
+}
+
+
 def head_config_from_json(stored: Mapping[str, Any]) -> HeadConfig:
-    """Read what `asdict` and JSON have made of a HeadConfig."""
-    trunk = stored["trunk"]
-    sections = {
-        "trunk": TrunkConfig(**{**trunk, "hidden": tuple(trunk["hidden"])}),
-        "gmm": GMMConfig(**stored["gmm"]),
-        "act": ACTConfig(**stored["act"]),
-        "diffusion": DiffusionConfig(**stored["diffusion"]),
-    }
-    return HeadConfig(**{**stored, **sections})
+    """Read what `asdict` and JSON have made of a HeadConfig; settings that came later have their defaults."""
+    values = dict(stored)
+    for name, section in _SECTIONS.items():
+        if name in values:
+            values[name] = section(**{key: _tupled(value) for key, value in values[name].items()})
+    return HeadConfig(**values)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

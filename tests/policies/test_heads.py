@@ -177,6 +177,8 @@ def test_a_head_comes_back_from_json(name, history):
     head = _head(("front",), name=name, history=history).eval()
     stored = json.loads(json.dumps([asdict(head.config), asdict(head.sizes)]))
     sizes = InputSizes.from_json(stored[1])
+    for other in HEADS.keys() - {name}:
+        stored[0].pop(other, None)  # as written before that head was there
     again = build_head(head_config_from_json(stored[0]), sizes, action_dim=3, seed=1).eval()
     again.load_state_dict(head.state_dict())
     frames = (history,) if history > 1 else ()
