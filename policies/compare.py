@@ -36,6 +36,7 @@ from policies.train import BUNDLE, train_bundle
 from toto_robot.run_folder import git_commit, lock_folder, machine, read_json, wait_for_folder, write_json
 
 _POLL_S = 5.0  # between looks at policies that other processes have
+_REPORT_S = 120.0  # between reports while policies are trained
 
 
 def compare(config: CompareConfig, run_dir: Path) -> int:
@@ -46,15 +47,19 @@ def compare(config: CompareConfig, run_dir: Path) -> int:
     continues; start it several times with one run=<folder> to share the work; more seeds, encoders or demonstrations
     extend it. Stopped early, the report holds what is done.
     """
-    stores = {env: demonstrations(config, env) for env in config.tasks}
-    wanted = cells(config)
-    costs = encoder_costs([*config.entries, *config.layer_entries], run_dir)
-    with Evaluator(config.train.evaluation) as evaluator:
-        _run_all(config, run_dir, wanted, stores, evaluator, costs)
-    result = report(config, run_dir, costs)
+    result = compare_encoders(config, run_dir)
     print("\n".join(sentences(result)))
     print(f"open {run_dir / 'report.html'}; every number is in {run_dir / 'comparison.json'}")
     return 0
+
+
+def compare_encoders(config: CompareConfig, run_dir: Path) -> dict[str, Any]:
+    """Do what is left of a comparison and return what `comparison.json` holds."""
+    stores = {env: demonstrations(config, env) for env in config.tasks}
+    costs = encoder_costs([*config.entries, *config.layer_entries], run_dir)
+    with Evaluator(config.train.evaluation) as evaluator:
+        _run_all(config, run_dir, cells(config), stores, evaluator, costs)
+    return report(config, run_dir, costs)
 
 
 def report(config: CompareConfig, run_dir: Path, costs: dict[str, Any]) -> dict[str, Any]:
@@ -125,10 +130,10 @@ def _run_all(
     config: CompareConfig, run_dir: Path, wanted: Sequence[Cell], stores: dict[str, Path | None], evaluator: Evaluator,
     costs: dict[str, Any],
 ) -> None:  # fmt: skip
-    waiting, done, spent = list(wanted), 0, [0.0]
+    waiting, spent_s, reported = list(wanted), [], time.monotonic()
     while waiting:
         taken: list[Cell] = []
-        for cell in waiting:
+        for index, cell in enumerate(waiting):
             lock = _take(run_dir / ".locks" / cell.name)
             if lock is None:
                 taken.append(cell)
@@ -136,15 +141,18 @@ def _run_all(
             began = time.monotonic()
             with contextlib.closing(lock):
                 told = _run_cell(config, run_dir / "cells" / cell.name, cell, stores[cell.env], evaluator)
-            done += 1
             if time.monotonic() - began > 1:  # less: it was done before
-                spent.append(time.monotonic() - began)
+                spent_s.append(time.monotonic() - began)
+            left = len(waiting) - index - 1 + len(taken)
+            minutes = left * sum(spent_s) / max(1, len(spent_s)) / 60
+            print(f"[{len(wanted) - left}/{len(wanted)}] {cell.name}: {told}, {minutes:.0f} min left", flush=True)
+            if time.monotonic() - reported > _REPORT_S:
                 report(config, run_dir, costs)  # a look at what there is, while the rest runs
-            left = (len(wanted) - done) * sum(spent) / max(1, len(spent) - 1) / 60
-            print(f"[{done}/{len(wanted)}] {cell.name}: {told}, about {left:.0f} min left", flush=True)
+                reported = time.monotonic()
         if len(taken) == len(waiting):
-            print(f"waiting for {len(taken)} policies that other processes work on", flush=True)
             time.sleep(_POLL_S)
+        elif taken:
+            print(f"waiting for {len(taken)} policies that other processes work on", flush=True)
         waiting = taken
 
 

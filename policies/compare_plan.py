@@ -156,22 +156,22 @@ def parse_entry(text: str) -> Entry:
 
     `toto`, `toto=outputs/pretrain/mine/pretrained_model`, `short:toto@context_frames=1`, `mae@layer=3`.
     """
-    head, *options = text.split("@")
-    label, colon, rest = head.rpartition(":")
-    name, _, path = rest.partition("=")
+    head, *options = re.split(r"@(?=\w+=)", text)
+    front, _, path = head.partition("=")
+    label, colon, name = front.rpartition(":")
     hints = typing.get_type_hints(EncoderConfig)
     values: dict[str, Any] = {"name": name, **({"path": path} if path else {})}
     for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or key not in hints or key in ("name", "path"):
+        key, _, value = option.partition("=")
+        if key not in hints or key in ("name", "path"):
             keys = ", ".join(key for key in hints if key not in ("name", "path"))
             raise ValueError(
                 f"expected <encoder>@key=value with a key of {keys}, got {option!r} in encoders entry {text}"
             )
         values[key] = _typed(value, hints[key], text)
-    return Entry(
-        label if colon else rest.replace("=", " ") + "".join(f" {o}" for o in options), EncoderConfig(**values)
-    )
+    if not colon:
+        label = " ".join([name, *([path] if path else []), *options])
+    return Entry(label, EncoderConfig(**values))
 
 
 def condition(config: CompareConfig, test: str) -> EvaluationConfig:

@@ -10,7 +10,19 @@ import numpy as np
 
 from policies.compare_analysis import STEPS
 from policies.compare_words import headline, p_value, seeds_words, sentences
-from policies.page import bullets, colour, commands, figure, heading, paragraph, picture, plot, table, write_page
+from policies.page import (
+    ENCODER_LABELS,
+    bullets,
+    colour,
+    commands,
+    figure,
+    heading,
+    paragraph,
+    picture,
+    plot,
+    table,
+    write_page,
+)
 from policies.seed_statistics import DEAD_BELOW
 
 _LIMITS = (
@@ -35,15 +47,11 @@ def write_comparison(
         again: command lines to go on with.
     """
     design = result["design"]
-    said = sentences(result)
     done, planned = len({_policy(run) for run in result["runs"]}), design["planned_runs"]
     parts = [paragraph(line, "first") for line in headline(result)]
     if done < planned:
         parts.append(paragraph(f"{done} of {planned} policies are done; the same command goes on.", "note"))
-    parts += [heading("Success on held-out starts"), _cell_table(result["cells"])]
-    parts.append(figure(_cell_plot(result), "Interquartile mean and its interval; dots are single policies."))
-    parts += _curve_parts(result)
-    parts += [heading("What can be concluded, and what not"), bullets(said), paragraph(_LIMITS, "sub")]
+    parts += result_parts(result)
     if result["pairs"]:
         parts += [heading(f"Against {design['reference']}"), _pair_table(result["pairs"])]
     parts += _layer_parts(result["layers"])
@@ -67,13 +75,26 @@ def write_comparison(
     write_page(run_dir / "report.html", title, subtitle, parts)
 
 
+def result_parts(result: Mapping[str, Any]) -> list[str]:
+    """Return what a page shows of a comparison: table, intervals, learning curves, conclusions and their limits."""
+    return [
+        heading("Success on held-out starts"),
+        _cell_table(result["cells"]),
+        figure(_cell_plot(result), "Interquartile mean and its interval; dots are single policies."),
+        *_curve_parts(result),
+        heading("What can be concluded, and what not"),
+        bullets(sentences(result)),
+        paragraph(_LIMITS, "sub"),
+    ]
+
+
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
 def _cell_table(cells: Sequence[Mapping[str, Any]]) -> str:
     head = (
-        "encoder", "demonstrations", "test", "policies", "IQM [95 %]", "all episodes [Wilson 95 %]",
-        f"dead (< {100 * DEAD_BELOW:.0f} %)", "median steps",
+        "encoder", "demos", "test", "policies", "IQM [95 %]", "all episodes [Wilson]",
+        f"dead (< {100 * DEAD_BELOW:.0f} %)", "steps",
     )  # fmt: skip
     rows = []
     for cell in cells:
@@ -82,8 +103,8 @@ def _cell_table(cells: Sequence[Mapping[str, Any]]) -> str:
         rate = f"{pooled['successes']}/{pooled['episodes']} = {_percent(pooled['rate'])} [{_percent(low, high)}]"
         steps = f"{cell['steps_to_success']['median']:.0f}" if cell["steps_to_success"] else "–"
         rows.append(
-            (cell["encoder"], cell["demonstrations"], cell["test"], f"{cell['policies']} on {cell['tasks']}",
-             _interval(cell["iqm"]), rate, cell["dead"], steps)
+            (ENCODER_LABELS.get(cell["encoder"], cell["encoder"]), cell["demonstrations"], cell["test"],
+             f"{cell['policies']} on {cell['tasks']}", _interval(cell["iqm"]), rate, cell["dead"], steps)
         )  # fmt: skip
     return table(head, rows)
 
@@ -190,8 +211,9 @@ def _curve_parts(result: Mapping[str, Any]) -> list[str]:
         varied = "" if test == "plain" else f" Varied: {test}."
         caption = f"Interquartile mean over policy seeds and {len(tasks)} tasks, and its interval.{varied}"
         parts.append(figure(_curve_plot(drawn, [None], result), caption))
-        for first in range(0, len(tasks) if len(tasks) > 1 else 0, 3):
-            panels = tasks[first : first + 3]
+        columns = 2 if len(tasks) in (2, 4) else 3
+        for first in range(0, len(tasks) if len(tasks) > 1 else 0, columns):
+            panels = tasks[first : first + columns]
             parts.append(figure(_curve_plot(drawn, panels, result), f"Each task, mean over policy seeds.{varied}"))
     return [*parts, _target_table(curves)]
 
@@ -199,7 +221,7 @@ def _curve_parts(result: Mapping[str, Any]) -> list[str]:
 def _curve_plot(curves: Sequence[Mapping[str, Any]], tasks: Sequence[str | None], result: Mapping[str, Any]) -> bytes:
     """Draw one panel a task, its mean over seeds; the panel of None has the IQM over all tasks and its interval."""
     encoders = result["design"]["encoders"]
-    with plot(7.5 if len(tasks) == 1 else 3.4 * len(tasks), 3.6, columns=len(tasks)) as drawn:
+    with plot(7.5 if len(tasks) == 1 else 10.2, 3.6, columns=len(tasks)) as drawn:
         for axes, task in zip(drawn.axes[0], tasks, strict=True):
             for curve in curves:
                 ink, x = _ink(curve["encoder"], encoders, result), curve["x"]
@@ -284,7 +306,7 @@ def _interval(estimate: Sequence[float]) -> str:
 
 def _points(estimate: Sequence[float]) -> str:
     value, low, high = (100 * number for number in estimate)
-    return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

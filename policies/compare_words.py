@@ -20,7 +20,7 @@ def words(pair: Mapping[str, Any]) -> str:
             f"{about}: {value:+.0f} points between two single policies on {where} ({p}). One policy "
             "seed says nothing about the encoders: run seeds=5 or more."
         )
-    said = f"{about}: {value:+.0f} points [{low:+.0f}, {high:+.0f}] over {where} and {pair['seeds']} policy seeds"
+    said = f"{about}: {value:+.1f} points [{low:+.1f}, {high:+.1f}] over {where} and {pair['seeds']} policy seeds"
     if pair["shown"]:
         ahead = pair["first"] if value > 0 else pair["second"]
         return f"{said}, {ahead} is ahead ({p})."

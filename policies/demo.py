@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from policies.bc import BCConfig
 from policies.chunks import ExecutionConfig
-from policies.encoder import EncoderConfig
+from policies.compare import compare_encoders
+from policies.compare_plan import CompareConfig
+from policies.demo_report import write_report
 from policies.evaluate import EvaluationConfig
-from policies.page import ENCODER_LABELS
-from policies.report import Row, write_report
-from policies.train import TrainPolicyConfig, compare_encoders
+from policies.train import TrainPolicyConfig
 from toto_robot.cli import run_command
 from toto_robot.pretrain.stages import Stages
 from toto_robot.run_folder import git_commit, machine, read_json, write_json
 
 # Three ranges of start seeds that never meet: labelled demonstrations from 0, unlabelled video, held-out evaluation.
 _VIDEO_SEED = 500_000
+_ENCODERS = ("toto", "mae", "random_vit", "random_toto", "none", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +37,16 @@ class DemoConfig:
     demonstrations: tuple[int, ...] = (50,)  # labelled episodes to clone, one table row each
     encoders: tuple[str, ...] = ("toto", "mae", "random_vit", "random_toto", "none")  # rows of the table
     policy_seeds: int = 1  # heads trained per row, with seeds 0, 1, ...
-    episodes: int = 100  # held-out episodes for each Toto head
-    control_episodes: int = 50  # held-out episodes for each other head
+    episodes: int = 100  # held-out episodes for each head
     envs_per_worker: int = 8  # environments in lock-step in a process of the evaluation
     context_frames: int | None = 1  # frames that the Toto stream looks back on; 1 did best at this size
     bc: BCConfig = field(default_factory=BCConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.encoders) - set(ENCODER_LABELS))
+        unknown = sorted(set(self.encoders) - set(_ENCODERS))
         if unknown or not self.encoders:
-            raise ValueError(f"encoders must be some of {', '.join(ENCODER_LABELS)}, got {list(self.encoders)}")
+            raise ValueError(f"encoders must be some of {', '.join(_ENCODERS)}, got {list(self.encoders)}")
         if not self.demonstrations or min(self.demonstrations) < 2:
             raise ValueError(f"demonstrations must be numbers of 2 or more, got {list(self.demonstrations)}")
         if self.policy_seeds < 1:
@@ -65,13 +64,10 @@ def demo(config: DemoConfig, run_dir: Path) -> int:
     store = run_dir / "demonstrations"
     count = max(config.demonstrations)
     stages.run("demonstrations", lambda: _collect(run_dir / "collect", store, count, 0, None))
-    results: list[dict[str, Any]] = []
-    for name in config.encoders:
-        found = stages.run(f"policy {name}", functools.partial(_policies, config, run_dir, store, encoders[name]))
-        results += found["results"]
-    rows = _rows(results)
-    _report(config, run_dir, stages, rows)
-    _summary(config, run_dir, stages, rows)
+    stages.run("policies", lambda: _policies(config, run_dir, store, encoders))
+    result = read_json(run_dir / "policies" / "comparison.json")
+    _report(config, run_dir, stages, result)
+    _summary(config, run_dir, stages, result)
     print(f"\nopen {run_dir / 'report.html'}")
     return 0
 
@@ -79,8 +75,8 @@ def demo(config: DemoConfig, run_dir: Path) -> int:
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
-def _pretrain(config: DemoConfig, run_dir: Path, stages: Stages) -> dict[str, EncoderConfig]:
-    """Make the video and train both encoders, or take another demo's; return where each row's encoder comes from."""
+def _pretrain(config: DemoConfig, run_dir: Path, stages: Stages) -> dict[str, str]:
+    """Make the video and train both encoders, or take another demo's; return each row's entry of `compare`."""
     source = run_dir
     if config.pretrained:
         source = Path(config.pretrained)
@@ -96,13 +92,14 @@ def _pretrain(config: DemoConfig, run_dir: Path, stages: Stages) -> dict[str, En
         stages.run("Toto", lambda: _train_toto(config, run_dir / "toto", video))
         stages.run("MAE", lambda: _train_mae(config, run_dir / "mae", run_dir / "toto" / "frames"))
     toto, mae = (str(source / name / "pretrained_model") for name in ("toto", "mae"))
-    frames = config.context_frames
+    window = "" if config.context_frames is None else f"@context_frames={config.context_frames}"
     return {
-        "toto": EncoderConfig(name="toto", path=toto, context_frames=frames),
-        "mae": EncoderConfig(name="mae", path=mae),
-        "random_vit": EncoderConfig(name="random_vit"),
-        "random_toto": EncoderConfig(name="random_toto", path=toto, context_frames=frames),
-        "none": EncoderConfig(name="none"),
+        "toto": f"toto={toto}{window}",
+        "mae": f"mae={mae}",
+        "random_vit": f"random_vit={mae}",
+        "random_toto": f"random_toto={toto}{window}",
+        "none": "none",
+        "state": "state",
     }
 
 
@@ -127,54 +124,28 @@ def _train_mae(config: DemoConfig, run_dir: Path, frames: Path) -> dict[str, Any
     return {**found, "summary": f"{found['val_loss']:.3f} held-out loss of masked patches"}
 
 
-def _policies(config: DemoConfig, run_dir: Path, store: Path, encoder: EncoderConfig) -> dict[str, Any]:
-    """Train and evaluate all heads on one encoder."""
-    episodes = config.episodes if encoder.name == "toto" else config.control_episodes
-    base = TrainPolicyConfig(
-        demos=str(store),
-        cache=str(run_dir / "features"),
-        bc=config.bc,
-        execution=config.execution,
-        evaluation=EvaluationConfig(episodes=episodes, envs_per_worker=config.envs_per_worker),
-        evaluate_other=False,
-    )
-    results = compare_encoders(
-        base,
-        run_dir / "policies",
-        encoders=[encoder],
+def _policies(config: DemoConfig, run_dir: Path, store: Path, encoders: Mapping[str, str]) -> dict[str, Any]:
+    """Train and test all heads: `compare` on this demo's encoders and demonstrations."""
+    comparison = CompareConfig(
+        encoders=tuple(f"{name}:{encoders[name]}" for name in config.encoders),
         demonstrations=config.demonstrations,
-        seeds=range(config.policy_seeds),
+        seeds=config.policy_seeds,
+        demos=str(store),
+        train=TrainPolicyConfig(
+            cache=str(run_dir / "features"),
+            bc=config.bc,
+            execution=config.execution,
+            evaluation=EvaluationConfig(episodes=config.episodes, envs_per_worker=config.envs_per_worker),
+        ),
     )
-    pooled = _rows([_cell(encoder.name, result) for result in results])
-    told = ", ".join(f"{row.demonstrations} demonstrations: {row.successes}/{row.episodes}" for row in pooled)
-    return {"summary": told, "results": [_cell(encoder.name, result) for result in results]}
-
-
-def _cell(encoder: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Keep what the table needs of one evaluation; the run folder is `<encoder>-<demonstrations>-<seed>`."""
-    demonstrations, seed = (int(part) for part in Path(result["run"]).name.split("-")[1:])
-    return {
-        "encoder": encoder,
-        "demonstrations": demonstrations,
-        "policy_seed": seed,
-        "successes": result["successes"],
-        "episodes": result["episodes"],
-    }
-
-
-def _rows(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Pool the policy seeds of every encoder and number of demonstrations."""
-    groups: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for cell in results:
-        groups.setdefault((cell["encoder"], cell["demonstrations"]), []).append((cell["successes"], cell["episodes"]))
-    return [
-        Row(encoder, count, sum(s for s, _ in seeds), sum(n for _, n in seeds), tuple(seeds))
-        for (encoder, count), seeds in sorted(groups.items(), key=lambda item: (-item[0][1], _order(item[0][0])))
+    result = compare_encoders(comparison, run_dir / "policies")
+    count = _main_count(config)
+    told = [
+        f"{cell['encoder']} {cell['pooled']['successes']}/{cell['pooled']['episodes']}"
+        for cell in result["cells"]
+        if cell["demonstrations"] == count
     ]
-
-
-def _order(encoder: str) -> int:
-    return list(ENCODER_LABELS).index(encoder)
+    return {"summary": ", ".join(told)}
 
 
 def _quoted(path: Path) -> str:
@@ -197,31 +168,28 @@ def _main_count(config: DemoConfig) -> int:
     return 50 if 50 in config.demonstrations else max(config.demonstrations)
 
 
-def _summary(config: DemoConfig, run_dir: Path, stages: Stages, rows: Sequence[Row]) -> None:
-    def told(row: Row) -> dict[str, Any]:
-        return {
-            "successes": row.successes,
-            "episodes": row.episodes,
-            "rate": round(row.rate, 4),
-            "wilson95": [round(bound, 4) for bound in row.wilson95],
-        }
-
+def _summary(config: DemoConfig, run_dir: Path, stages: Stages, result: Mapping[str, Any]) -> None:
     count = _main_count(config)
+    table = [
+        {
+            "encoder": cell["encoder"],
+            "demonstrations": cell["demonstrations"],
+            **cell["pooled"],
+            "policy_seeds": [
+                (run["successes"], run["episodes"])
+                for run in result["runs"]
+                if (run["encoder"], run["demonstrations"]) == (cell["encoder"], cell["demonstrations"])
+            ],
+        }
+        for cell in result["cells"]
+    ]
     write_json(
         run_dir / "summary.json",
         {
             "minutes": round(sum(stages.minutes.values()), 2),
             "demonstrations": count,
-            "encoders": {row.encoder: told(row) for row in rows if row.demonstrations == count},
-            "table": [
-                {
-                    "encoder": row.encoder,
-                    "demonstrations": row.demonstrations,
-                    **told(row),
-                    "policy_seeds": row.per_seed,
-                }
-                for row in rows
-            ],
+            "encoders": {row["encoder"]: row for row in table if row["demonstrations"] == count},
+            "table": table,
             "minutes_by_stage": stages.minutes,
             "commit": git_commit(),
             "machine": machine(),
@@ -230,10 +198,10 @@ def _summary(config: DemoConfig, run_dir: Path, stages: Stages, rows: Sequence[R
     )
 
 
-def _report(config: DemoConfig, run_dir: Path, stages: Stages, rows: Sequence[Row]) -> None:
+def _report(config: DemoConfig, run_dir: Path, stages: Stages, result: Mapping[str, Any]) -> None:
     source = Path(config.pretrained) if config.pretrained else run_dir
     toto, mae = (read_json(source / name / "summary.json") for name in ("toto", "mae"))
-    best = run_dir / "policies" / f"{config.encoders[0]}-{_main_count(config)}-0"
+    best = run_dir / "policies" / "cells" / "franka_pick" / config.encoders[0] / f"{_main_count(config)}-0"
     pictures = [
         ("What the policy does", "Held-out episodes, front and wrist camera over time: success, then failure if any.",
          best / "rollouts.png"),
@@ -263,8 +231,13 @@ def _report(config: DemoConfig, run_dir: Path, stages: Stages, rows: Sequence[Ro
         f"toto_robot evaluate policy={best / 'bundle'} episodes=400",
         "toto_robot pretrain data=<folder of your videos>      # pretrain on your own video",
         "toto_robot train-policy encoder=toto encoder.path=<run>/pretrained_model demonstrations=100",
-        "toto_robot train-policy --multirun encoder=toto,mae,random_vit seed=0,1,2",
+        "toto_robot compare encoders=[toto,mae,random_vit,none] demonstrations=[20,50] seeds=5",
     ]
     write_report(
-        run_dir / "report.html", rows=rows, stages=stages.minutes, pictures=pictures, facts=facts, next_steps=next_steps
+        run_dir / "report.html",
+        result=result,
+        stages=stages.minutes,
+        pictures=pictures,
+        facts=facts,
+        next_steps=next_steps,
     )

@@ -19,7 +19,7 @@ from toto_robot.run_folder import write_text
 _STYLE = """
 body{font:16px/1.55 system-ui,sans-serif;max-width:1120px;margin:2.2em auto;padding:0 1.2em;color:#1d2733}
 h1{font-size:1.9em;margin:0 0 .2em}h2{margin:2em 0 .5em;border-bottom:1px solid #d8dee6;padding-bottom:.2em}
-p.sub{color:#5b6775;margin-top:0}table{border-collapse:collapse;margin:.6em 0}td,th{padding:.35em .8em;
+p.sub{color:#5b6775;margin-top:0}table{border-collapse:collapse;margin:.6em 0;font-size:.9em}td,th{padding:.3em .6em;
 text-align:right;white-space:nowrap}
 th{white-space:normal;border-bottom:2px solid #1d2733;font-weight:600}tr+tr td{border-top:1px solid #e4e8ee}
 td:first-child,th:first-child{text-align:left}
@@ -34,7 +34,7 @@ pre{background:#f1f4f8;padding:.8em 1em;border-radius:4px;overflow-x:auto}
 
 ENCODER_LABELS = {
     "toto": "Toto (pretrained, frozen)",
-    "mae": "MAE of equal size (pretrained, frozen)",
+    "mae": "MAE (pretrained, frozen)",
     "random_vit": "random ViT (control)",
     "random_toto": "random Toto (control)",
     "none": "no pixels, proprioception only (control)",

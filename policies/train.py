@@ -1,13 +1,12 @@
 """How does a frozen encoder become an evaluated policy: demonstrations or trial, bundle, held-out seeds?
 
 Every stage is resumable and skipped when it is done, so the same command continues, and repeats its result at no
-cost. A table of encoders, demonstration counts and policy seeds calls `train_and_evaluate` once a cell: cells share the
-feature cache (the first n episodes of one store) and, through one `Evaluator`, the simulation processes.
+cost. Policies on one store share its feature cache (the first n episodes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,53 +93,22 @@ def train_policy(config: TrainPolicyConfig, run_dir: Path) -> int:
     return 0
 
 
-def train_and_evaluate(config: TrainPolicyConfig, run_dir: Path, evaluator: Evaluator | None = None) -> dict[str, Any]:
+def train_and_evaluate(config: TrainPolicyConfig, run_dir: Path) -> dict[str, Any]:
     """Train one policy and return its evaluation.json; what is done already is not done again.
 
-    `evaluator` lends running simulation processes; its configuration then replaces `config.evaluation`.
+    Evaluates the chosen weights and, unless `evaluate_other` is off, those that were not, on the same seeds.
     """
     train_bundle(config, run_dir)
-    if evaluator is None:
-        with Evaluator(config.evaluation) as own:
-            return _evaluate(config, run_dir, own)
-    return _evaluate(config, run_dir, evaluator)
-
-
-def _evaluate(config: TrainPolicyConfig, run_dir: Path, evaluator: Evaluator) -> dict[str, Any]:
-    """Evaluate the chosen weights and, unless `evaluate_other` is off, those that were not, on the same seeds."""
-    result = evaluator.evaluate(run_dir / BUNDLE, run_dir)
-    attach_evaluation(run_dir / BUNDLE, result)
-    for name in OTHER:
-        bundle = run_dir / f"{BUNDLE}_{name}"
-        if config.evaluate_other and bundle.exists():
-            other = evaluator.evaluate(bundle, run_dir / name)
-            attach_evaluation(bundle, other)
-            write_json(run_dir / f"evaluation_{name}.json", other)
+    with Evaluator(config.evaluation) as evaluator:
+        result = evaluator.evaluate(run_dir / BUNDLE, run_dir)
+        attach_evaluation(run_dir / BUNDLE, result)
+        for name in OTHER:
+            bundle = run_dir / f"{BUNDLE}_{name}"
+            if config.evaluate_other and bundle.exists():
+                other = evaluator.evaluate(bundle, run_dir / name)
+                attach_evaluation(bundle, other)
+                write_json(run_dir / f"evaluation_{name}.json", other)
     return result
-
-
-def compare_encoders(
-    base: TrainPolicyConfig,
-    run_dir: Path,
-    *,
-    encoders: Sequence[EncoderConfig],
-    demonstrations: Sequence[int],
-    seeds: Sequence[int],
-) -> list[dict[str, Any]]:
-    """Train and evaluate every combination in `run_dir/<encoder>-<demonstrations>-<seed>`; return their evaluations.
-
-    Each evaluation has `run`, its folder. Features are computed once, for the largest count; simulation processes are
-    started once.
-    """
-    results = []
-    with Evaluator(base.evaluation) as evaluator:
-        for encoder in encoders:
-            for count in sorted(demonstrations, reverse=True):
-                for seed in seeds:
-                    cell = run_dir / f"{encoder.name}-{count}-{seed}"
-                    config = replace(base, encoder=encoder, demonstrations=count, seed=seed)
-                    results.append({**train_and_evaluate(config, cell, evaluator), "run": str(cell)})
-    return results
 
 
 def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:

@@ -15,7 +15,6 @@ TOY = (
     "demonstrations=[4]",
     "encoders=[toto,none]",
     "episodes=1",
-    "control_episodes=1",
     "envs_per_worker=1",
     "bc.steps=10",
     "run=demo",

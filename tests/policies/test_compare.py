@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from policies import evaluate as evaluation
 from policies.compare import compare
 from policies.compare_plan import CompareConfig, cells, condition, demonstrations, parse_entry
 from policies.encoder import EncoderConfig
@@ -29,8 +30,11 @@ def config(demos, toto, toto_folder, tmp_path):
 
 @pytest.mark.render
 def test_a_grid_is_trained_tested_reported_and_repeats_for_nothing(config, tmp_path, monkeypatch, capsys):
+    started, real = [], evaluation.Processes
+    monkeypatch.setattr(evaluation, "Processes", lambda *arguments: started.append(1) or real(*arguments))
     run = tmp_path / "run"
     assert compare(config, run) == 0
+    assert started == [1]  # all policies share the simulation processes
     result = read_json(run / "comparison.json")
     told = {(r["encoder"], r["demonstrations"], r["test"], r["episodes"]) for r in result["runs"]}
     assert told == {(e, n, t, 2) for e in ("small", "none") for n in (2, 3) for t in config.tests}
@@ -95,6 +99,7 @@ def test_entries_name_an_encoder_its_weights_and_its_options():
     assert entry.label == "short"
     assert entry.config == EncoderConfig(name="toto", path="out/x", context_frames=2, layer="3")
     assert parse_entry("mae@layer=2").label == "mae layer=2"
+    assert parse_entry("x:mae=/a:b@c/d@layer=1").config == EncoderConfig(name="mae", path="/a:b@c/d", layer="1")
     config = CompareConfig(encoders=("toto=mine", "random_toto", "random_vit", "mae", "none"))
     assert [e.config.path for e in config.entries] == ["mine", "mine", "mae-small-sim", "mae-small-sim", None]
 

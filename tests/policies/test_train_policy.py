@@ -9,7 +9,7 @@ import pytest
 from policies.bundle import load_policy
 from policies.encoder import EncoderConfig
 from policies.policy_report import next_commands
-from policies.train import compare_encoders, open_demonstrations, train_bundle, train_policy
+from policies.train import open_demonstrations, train_bundle, train_policy
 from toto_robot import cli, packaged
 from toto_robot.data.episodes import ORACLE_KEY, EpisodeStore, FeatureSpec
 from toto_robot.run_folder import read_json, read_metrics
@@ -50,27 +50,6 @@ def test_a_run_leaves_a_policy_and_its_rate_and_repeats_for_nothing(small, tmp_p
     assert train_policy(small, run) == 0
     assert capsys.readouterr().out == said
     assert {path: os.stat(path).st_mtime_ns for path in run.rglob("*.safetensors")} == before
-
-
-def test_a_table_shares_features_and_processes(small, tmp_path, monkeypatch):
-    import policies.evaluate as module
-
-    started = []
-    real = module.Processes
-    monkeypatch.setattr(module, "Processes", lambda *arguments: started.append(1) or real(*arguments))
-    base = replace(small, evaluation=replace(small.evaluation, episodes=1, videos=0))
-    blind = EncoderConfig(name="none")
-    results = compare_encoders(
-        base, tmp_path / "table", encoders=[small.encoder, blind], demonstrations=[2, 3], seeds=[0]
-    )
-    assert [(r["encoder"]["name"], r["policy"]["demonstrations"]) for r in results] == [
-        ("toto", 3), ("toto", 2), ("none", 3), ("none", 2),
-    ]  # fmt: skip
-    assert started == [1]
-    assert results[2]["encoder"]["parameters"] == 0 and results[2]["ms_per_step"]["encode"] < 0.01
-    (folder,) = (tmp_path / "cache").iterdir()
-    assert sorted(path.name for path in folder.glob("[!.]*")) == ["front.json", "front.npy", "wrist.json", "wrist.npy"]
-    assert read_json(folder / "front.json")["episodes"] == 3
 
 
 def test_other_settings_do_not_continue_a_run(small, tmp_path):
