@@ -119,3 +119,16 @@ def test_interruption_exits_130(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_dispatch", interrupted)
     assert exit_code("doctor") == 130
     assert "continues" in capsys.readouterr().err
+
+
+def test_entries_with_an_equals_sign_need_no_quotes():
+    """Hydra keeps = for itself: `encoders=[toto=<folder>@layer=3,mae]` would be refused as it stands."""
+    import dataclasses
+
+    from toto_robot.cli import _bracketed
+
+    schema = dataclasses.make_dataclass("Schema", [("encoders", tuple[str, ...]), ("name", str)])
+    words = ["encoders=[toto=out/x@layer=3, mae]", "encoders=toto=out/x,mae", "encoders=['a=b',c]", "name=[a=b]"]
+    assert _bracketed(schema, words) == [
+        "encoders=['toto=out/x@layer=3',mae]", "encoders=['toto=out/x',mae]", "encoders=['a=b',c]", "name=[a=b]",
+    ]  # fmt: skip
