@@ -17,7 +17,8 @@ from toto_robot.run_folder import atomic_path, provenance, write_json, write_tex
 
 FORMATS = {"torch_export": "pt2", "onnx": "onnx"}
 PARTS = ("auto", "head", "policy")
-_TOLERANCE = 1e-3  # of the action box: the sums are of float32, but not in the same order
+_TITLES = {"head": "a policy's head, from features to actions", "policy": "a policy, from pixels to actions"}
+_TOLERANCE = 1e-3  # of the action's scale: the sums are of float32, but not in the same order
 _TRIALS = 5
 
 
@@ -61,7 +62,7 @@ def export(config: ExportConfig, run_dir: Path) -> int:
     write_json(folder / "export.json", facts)
     write_text(folder / "EXPORT.md", _card(facts))
     print(
-        f"wrote {path}; its answers to {_TRIALS} random inputs differ by at most {difference:.1e} of the action range"
+        f"wrote {path}; its answers to {_TRIALS} random inputs differ by at most {difference:.1e} of the action's scale"
     )
     return 0
 
@@ -166,7 +167,7 @@ def _card(facts: dict[str, Any]) -> str:
     rows = [f"| {a['name']} | {a['dtype']} {a['shape']} | {a['meaning']} |" for a in [*facts["inputs"]]]
     output = facts["output"]
     lines = [
-        f"# {facts['part']} of policy {facts['policy'][:16]} for {facts['task']['env_id']}, as {facts['format']}",
+        f"# {facts['task']['env_id']}: {_TITLES[facts['part']]}, as {facts['format']} (bundle {facts['policy'][:16]})",
         "",
         f"Control rate {facts['task']['control_rate_hz']} Hz. Computed in float32; on random inputs its answers differ "
         f"from the bundle's program by at most {facts['largest_difference']:.1e} of the action's scale.",
