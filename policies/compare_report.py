@@ -104,7 +104,7 @@ def _cell_table(cells: Sequence[Mapping[str, Any]]) -> str:
         steps = f"{cell['steps_to_success']['median']:.0f}" if cell["steps_to_success"] else "–"
         rows.append(
             (ENCODER_LABELS.get(cell["encoder"], cell["encoder"]), cell["demonstrations"], cell["test"],
-             f"{cell['policies']} on {cell['tasks']}", _interval(cell["iqm"]), rate, cell["dead"], steps)
+             f"{cell['policies']} on {cell['tasks']}", _iqm(cell), rate, cell["dead"], steps)
         )  # fmt: skip
     return table(head, rows)
 
@@ -119,7 +119,7 @@ def _pair_table(pairs: Sequence[Mapping[str, Any]]) -> str:
             pair["second"], pair["demonstrations"], pair["test"],
             _points(pair["difference"]) if pair["seeds"] > 1 else f"{100 * pair['difference'][0]:+.0f} (one seed)",
             p_value(pair["episodes"]["mcnemar_p"]),
-            "{:.2f} [{:.2f}, {:.2f}]".format(*pair["probability_of_improvement"]),
+            "{:.2f} [{:.2f}, {:.2f}]".format(*pair["probability_of_improvement"]) if pair["seeds"] > 1 else "–",
             "yes" if pair["shown"] else "no",
             "–" if pair["shown"] else seeds_words(pair["needed_seeds"]),
         )
@@ -182,6 +182,7 @@ def _cell_plot(result: Mapping[str, Any]) -> bytes:
                 ticks.append((position, f"{cell['encoder']}, {before}"))
             axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks])
             axes.set_xlim(-2, 102)
+            axes.set_ylim(position - 0.7, 0.7)
             axes.set_xlabel("success, %")
             axes.grid(axis="x", alpha=0.3)
             axes.set_title(test if len(tests) > 1 else "")
@@ -257,7 +258,7 @@ def _layer_parts(layers: Sequence[Mapping[str, Any]]) -> list[str]:
     if not layers:
         return []
     rows = [
-        (curve["encoder"], point["layer"], curve["test"], point["policies"], _interval(point["iqm"]), point["dead"])
+        (curve["encoder"], point["layer"], curve["test"], point["policies"], _iqm(point), point["dead"])
         for curve in layers
         for point in curve["points"]
     ]
@@ -299,9 +300,11 @@ def _percent(*rates: float) -> str:
     return " to ".join(f"{100 * rate:.0f}" for rate in rates) + " %"
 
 
-def _interval(estimate: Sequence[float]) -> str:
-    value, low, high = (100 * number for number in estimate)
-    return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
+def _iqm(cell: Mapping[str, Any]) -> str:
+    """Return IQM and interval; a single policy a task has none."""
+    value, low, high = (100 * number for number in cell["iqm"])
+    alone = cell["policies"] == cell["tasks"]
+    return f"{value:.0f} % (one seed)" if alone else f"{value:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def _points(estimate: Sequence[float]) -> str:

@@ -140,3 +140,6 @@ def test_the_report_says_the_conclusion_first_and_needs_no_other_file(tmp_path):
     assert text.index("a is ahead") < text.index("<table>") < text.index("data:image/png")
     assert "60 of 99 policies are done" in text and "bc.steps" in text
     assert text.count("data:image/png;base64,") == 5 and "http" not in text
+    assert "(one seed)" not in text
+    write_comparison(tmp_path, {**result, **study(grid(0.25, seeds=1, tasks=("pick",)))}, [], [])
+    assert (tmp_path / "report.html").read_text().count("(one seed)") == 6 + 4  # six cells, four pairs
