@@ -173,6 +173,17 @@ def test_a_missing_statistic_is_an_error_even_with_right_hashes(bundle):
         load_policy(bundle)
 
 
+def test_another_encoder_is_an_error_even_with_right_hashes(bundle):
+    from policies.bundle import _hash_files
+
+    description = json.loads((bundle / "policy.json").read_text())
+    description["encoder"]["fingerprint"] = "f" * 64
+    (bundle / "policy.json").write_text(json.dumps(description))
+    (bundle / "hashes.json").write_text(json.dumps(_hash_files(bundle)))
+    with pytest.raises(ValueError, match=r"expected encoder f{16}, its folder gives [0-9a-f]{16}; use the version"):
+        load_policy(bundle)
+
+
 def test_nothing_is_pickled_and_the_card_tells_the_units(trained):
     kinds = {path.suffix for path in trained.rglob("*") if path.is_file()}
     assert kinds == {".json", ".safetensors", ".md"}
