@@ -219,7 +219,7 @@ def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
         )
         store = collect_episodes(wanted, path)
     require_env(store, environment_id(config.env))
-    if store.env["preset"] != config.preset:
+    if store.env.get("preset", config.preset) != config.preset:  # others' stores need not say
         raise ValueError(
             f"{store.path} was collected with preset {store.env['preset']}; set preset={store.env['preset']}, or "
             "demos=<another store>"

@@ -381,7 +381,7 @@ def test_bad_options_are_refused(task: str, options: dict[str, Any], message: st
 
 
 def test_no_expert_says_so(make: Make) -> None:
-    with pytest.raises(ValueError, match="robosuite/Lift with Panda in ee_delta only, not for robosuite/Door"):
+    with pytest.raises(ValueError, match="robosuite/PickPlaceCan with Panda in ee_delta, not for robosuite/Door"):
         make("Door").expert(seed=0)
 
 

@@ -122,7 +122,7 @@ class Expert:
         self.task, self.cameras, self._environments = task, (), environments
         self.time = type("Time", (), {"encode_s": 0.0, "head_s": 0.0})()
 
-    def reset(self, rows=None, batch=None):
+    def reset(self, rows=None, batch=None, seeds=None):
         pass
 
     def act(self, observation):
