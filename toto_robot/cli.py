@@ -464,10 +464,14 @@ def _flatten(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _set_threads() -> None:
-    """Give torch the cores this process may use, once, here: thread counts set elsewhere fight each other."""
+    """Give torch the cores this process may use, once, here: thread counts set elsewhere fight each other.
+
+    Where OMP_NUM_THREADS is set, a user shares the cores among several commands: torch has read it.
+    """
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
 # ------------------------------------------------------------------------------------------------------------- multirun

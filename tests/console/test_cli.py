@@ -1,6 +1,7 @@
 """Does the console compose, refuse and exit as documented?"""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_no_gl_library_is_named_with_its_package(tmp_path, monkeypatch):
     findings = doctor._rendering(30.0)
     assert not findings[-1].ok
     assert "libegl1" in findings[-1].mend
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("1", 1), (None, len(os.sched_getaffinity(0)))])
+def test_all_cores_unless_a_user_shares_them_out(threads, expected):
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    code = "from toto_robot import cli; cli._set_threads(); import torch; print(torch.get_num_threads())"
+    shared = environment if threads is None else {**environment, "OMP_NUM_THREADS": threads}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=shared)
+    assert int(done.stdout) == expected
 
 
 def test_interruption_exits_130(monkeypatch, capsys):
