@@ -31,7 +31,7 @@ from toto_robot.run_folder import MetricLog
 class BCConfig:
     """Settings of behaviour cloning. Device is the CPU: the heads are small and the features are read, not computed."""
 
-    steps: int = 3000  # optimizer steps
+    steps: int = 1000  # optimizer steps
     batch_size: int = 128  # frames a step
     learning_rate: float = 1e-3  # peak, AdamW
     warmup_steps: int = 50  # linear warm-up; a cosine to zero follows

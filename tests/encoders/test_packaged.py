@@ -39,7 +39,7 @@ def test_names_stand_for_folders_everywhere(weights: Path) -> None:
     for encoder in (
         load_encoder("toto-toy"),
         load_encoder("toto", path="toto-toy"),
-        open_encoder(EncoderConfig(path="toto-toy")),
+        open_encoder(EncoderConfig(path="toto-toy", context_frames=None)),
     ):
         assert encoder.fingerprint == load_encoder(weights / "toto-toy").fingerprint
     assert load_encoder("random_toto", path="toto-toy").encode(frames(2)).shape == (2, 4, 32)
