@@ -19,6 +19,7 @@ from envs.meshes import Floats
 from envs.plans import DrawerPlan
 from envs.robots import Robot
 from envs.scene import Scene
+from envs.specs import state_layout
 from envs.task import RobotEnv
 from envs.worlds import (
     CABINET_POSITION_M,
@@ -46,7 +47,7 @@ class CabinetTask:
     hold_scale: float  # reward for that while both hold it and it opens
     must_hold: bool  # success needs both fingers at the handle
     plan: DrawerPlan
-    state_entries: int = 16
+    state_names: tuple[str, ...] = state_layout("handle", "drawer_to_open")
 
     def place(self, scene: Scene, data: Any, random: np.random.Generator) -> None:
         """Draw the arm's start and the cabinet's place; the drawer is closed, four boxes lie in it."""

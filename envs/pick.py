@@ -18,6 +18,7 @@ from envs.meshes import Floats
 from envs.plans import PickPlan
 from envs.robots import Robot
 from envs.scene import Scene
+from envs.specs import state_layout
 from envs.task import RobotEnv
 from envs.worlds import TABLE_POSITION_M, TABLE_SIZE_M, World
 
@@ -39,7 +40,7 @@ class PickTask:
     goal_radius_m: float  # of the bonus; success has SUCCESS_RADIUS_M
     lost_m: float  # below the start
     plan: PickPlan
-    state_entries: int = 16
+    state_names: tuple[str, ...] = state_layout("cube", "goal_z_from_cube")
 
     @property
     def start_z_m(self) -> float:

@@ -118,6 +118,12 @@ def action_layout(
     return names, ("rad",) * ARM_JOINTS + (robot.gripper.unit,), scales
 
 
+def state_layout(thing: str, last: str) -> tuple[str, ...]:
+    """Return PixMC's task entries: both grasp points, the thing, the thing seen from each, and one number. (16,)"""
+    points = ("left", "right", thing, f"{thing}_from_left", f"{thing}_from_right")
+    return (*(f"{point}_{axis}" for point in points for axis in _AXES), last)
+
+
 def proprio_layout(robot: Robot) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return names and units of the 27 proprioception entries: PixMC's 18, then the hand pose in the base frame."""
     joints = [f"q{i + 1}" for i in range(ARM_JOINTS)] + ["finger_left", "finger_right"]

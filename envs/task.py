@@ -46,8 +46,8 @@ class Task(Protocol):
         """What stands around it."""
 
     @property
-    def state_entries(self) -> int:
-        """Entries of `state`."""
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the entries of `state`."""
 
     def place(self, scene: Scene, data: Any, random: np.random.Generator) -> None:
         """Write the start positions of robot and objects into `data`."""
@@ -207,6 +207,11 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         """Return a scripted expert; `noise` is the deviation of the Gaussian it adds to the executed arm action."""
         return self.task.expert(self, seed, noise)
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Return the names of the entries of `observation["state"]`; positions in metres, world frame."""
+        return (*self.task_spec.proprio_names[: 2 * _DRIVEN], *self.task.state_names)
+
     def simulator_state(self) -> Floats:
         """Return all that the future depends on: MuJoCo's integration state, commands, episode counters. (S,)"""
         model = self.scene.model
@@ -311,7 +316,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
     def _observation_space(self) -> spaces.Dict:
         entries: dict[str, spaces.Space[Any]] = {"proprio": _box(len(self.task_spec.proprio_names))}
         if self.obs_mode in ("state", "all"):
-            entries["state"] = _box(2 * _DRIVEN + self.task.state_entries)
+            entries["state"] = _box(len(self.state_names))
         if self._cameras:
             shape = (self._image_size, self._image_size, 3)
             entries["pixels"] = spaces.Dict({name: spaces.Box(0, 255, shape, np.uint8) for name in self._cameras})

@@ -25,6 +25,7 @@ from policies.observation import seen_cameras, sees_state
 from policies.policy_report import next_commands, write_policy_report
 from policies.ppo_config import PPOConfig
 from policies.ppo_train import learn_by_trial
+from policies.probe import choose_layer, without_auto
 from policies.shown import shown_to_head
 from toto_robot.data.episodes import EpisodeStore, require_env
 from toto_robot.encoders.base import Encoder
@@ -145,8 +146,10 @@ def _learn_by_trial(config: TrainPolicyConfig, run_dir: Path) -> None:
 
 
 def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
-    encoder = open_encoder(config.encoder)  # before demonstrations are collected: a missing encoder is told at once
+    encoder = open_encoder(without_auto(config.encoder))  # before demonstrations: a missing encoder is told at once
     store = open_demonstrations(config)
+    if config.encoder.layer == "auto":
+        encoder = open_encoder(choose_layer(config.encoder, store, config.cameras, config.demonstrations, run_dir))
     cameras = seen_cameras(encoder, config.cameras)
     shown = shown_to_head(config.bc, encoder, store, cameras, config.demonstrations, Path(config.cache))
     data = load_demonstrations(store, shown[0], config.demonstrations, sees_state(encoder), shown[1:])

@@ -126,6 +126,14 @@ COMMANDS: dict[str, Command] = {
             "train-policy --multirun encoder=toto,mae,random_vit seed=0,1,2",
         ),
     ),
+    "probe": Command(
+        "policies.probe_command:probe",
+        "what every layer of some encoders knows of where things are, in centimetres, from few labels",
+        (
+            "probe env=franka_pick encoders=[toto,mae,random_vit]",
+            "probe encoders=[mine:toto=outputs/pretrain/mine/pretrained_model@context_frames=1] readout.labels=[20,80]",
+        ),
+    ),
     "evaluate": Command(
         "policies.evaluate_command:evaluate",
         "closed-loop success of policy bundles with Wilson intervals, paired differences, robustness",

@@ -114,7 +114,7 @@ def _build(name: str, image_px: int | None, seed: int) -> tuple[nn.Module, Pixel
 def _timm() -> Any:
     try:
         import timm
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another build than torch
         raise ValueError(
             f"encoder=timm needs the extra [vision]: pip install 'toto-robot[vision]' ({error})"
         ) from error
