@@ -61,7 +61,7 @@ def toto_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def toto(toto_folder) -> EncoderConfig:
-    return EncoderConfig(name="toto", path=str(toto_folder), precision="fp32")
+    return EncoderConfig(name="toto", path=str(toto_folder), context_frames=None, precision="fp32")
 
 
 @pytest.fixture
