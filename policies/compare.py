@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from policies.bundle import bundle_hash
-from policies.compare_analysis import Run, analyse, read_curve
+from policies.compare_analysis import Run, analyse, success_curve
 from policies.compare_plan import (
     PLAIN,
     Cell,
@@ -117,7 +117,7 @@ def read_runs(config: CompareConfig, run_dir: Path) -> list[Run]:
                 entry = cell.entry
                 run = Run(
                     env=cell.env, encoder=entry.label, demonstrations=cell.demonstrations, seed=cell.seed, test=test,
-                    records=records, curve=read_curve(folder), layer=entry.layer, parent=entry.parent,
+                    records=records, curve=success_curve(folder), layer=entry.layer, parent=entry.parent,
                 )  # fmt: skip
                 found.append(run)
     return found

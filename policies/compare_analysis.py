@@ -10,7 +10,6 @@ of few episodes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from policies.compare_words import words
+from policies.curve import read_curve
 from policies.seed_statistics import (
     Estimate,
     bootstrap_interval,
@@ -61,11 +61,9 @@ class Run:
         return float(np.mean(self.outcomes))
 
 
-def read_curve(folder: Path) -> tuple[tuple[int, float], ...]:
-    """Read `curve.jsonl` of a learner that acts: lines of env_steps, successes, episodes; () where there is none."""
-    path = folder / "curve.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return tuple((int(line["env_steps"]), line["successes"] / line["episodes"]) for line in lines if line["episodes"])
+def success_curve(folder: Path) -> tuple[tuple[int, float], ...]:
+    """Return (environment steps, success rate) of a learner that acts; () where it has measured nothing."""
+    return tuple((point.env_steps, point.successes / point.episodes) for point in read_curve(folder))
 
 
 def analyse(

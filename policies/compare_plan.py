@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from policies.collect import CollectConfig, collect_episodes
-from policies.encoder import EncoderConfig
+from policies.encoder import PACKAGED, EncoderConfig
 from policies.environment import randomization
 from policies.evaluate import EvaluationConfig
 from policies.train import TrainPolicyConfig
 from toto_robot.run_folder import wait_for_folder
 
-# Weights of entries without a path: those that come with the package.
-_PACKAGED = {"toto": "toto-small-sim", "mae": "mae-small-sim"}
 _LIKE = {"random_toto": "toto", "random_vit": "mae"}  # a random encoder has the size of the trained one beside it
 PLAIN = "plain"
 # What the grid decides; everything else of `train` is the same for all.
@@ -210,9 +208,9 @@ def demonstrations(config: CompareConfig, env: str) -> Path | None:
 
 def _with_path(config: EncoderConfig, given: Mapping[str, str]) -> EncoderConfig:
     kind = _LIKE.get(config.name, config.name)
-    if config.path is not None or kind not in _PACKAGED:
+    if config.path is not None or kind not in PACKAGED:
         return config
-    return replace(config, path=given.get(kind) or _PACKAGED[kind])
+    return replace(config, path=given.get(kind) or PACKAGED[kind])
 
 
 def _typed(value: str, hint: Any, text: str) -> Any:

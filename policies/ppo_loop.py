@@ -6,7 +6,6 @@ environments begin new episodes, so that a continued run is not the same to the 
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,13 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from policies.bc import Trained
+from policies.curve import CurvePoint, record_point
 from policies.ppo import Setting, Trainer
 from policies.ppo_config import PPOConfig
 from policies.ppo_envs import Episode
 from toto_robot.pretrain import checkpoint
-from toto_robot.run_folder import MetricLog, write_text
-
-CURVE = "curve.jsonl"
+from toto_robot.run_folder import MetricLog
 
 
 class Window:
@@ -71,7 +69,6 @@ def train_ppo(
     start, spent_s, best = restore(run_dir, trainer, window)
     done, total = start * config.batch_steps, config.updates * config.batch_steps
     better: Trained | None = None
-    _truncate_curve(run_dir, done)
     with (
         trainer.open(start),
         MetricLog(run_dir, resume_step=done) as log,
@@ -85,7 +82,15 @@ def train_ppo(
             log.write(done, values | window.figures())
             wall_s = spent_s + time.perf_counter() - began
             if window.full:
-                _append_curve(run_dir, done, window, wall_s)
+                record_point(
+                    run_dir,
+                    CurvePoint(
+                        env_steps=done,
+                        successes=window.successes,
+                        episodes=len(window.episodes),
+                        wall_s=round(wall_s, 1),
+                    ),
+                )
                 if window.score > best:
                     best, better = window.score, trainer.learner.trained()
             if (index + 1) % config.checkpoint_every == 0 or index + 1 == config.updates:
@@ -114,26 +119,6 @@ def restore(run_dir: Path, trainer: Trainer, window: Window) -> tuple[int, float
     for reward, steps, success in notes["window"]:
         window.episodes.append(Episode(reward=reward, steps=steps, success=success))
     return int(notes["updates"]), float(notes["wall_s"]), list(notes["best"])
-
-
-def _append_curve(run_dir: Path, env_steps: int, window: Window, wall_s: float) -> None:
-    line = {
-        "env_steps": env_steps,
-        "successes": window.successes,
-        "episodes": len(window.episodes),
-        "wall_s": round(wall_s, 1),
-    }
-    with open(run_dir / CURVE, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _truncate_curve(run_dir: Path, env_steps: int) -> None:
-    """Drop what a killed run measured after its last checkpoint, and a line that the kill cut off."""
-    path = run_dir / CURVE
-    if path.exists():
-        whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["env_steps"] <= env_steps]
-        write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _summary(window: Window, values: Mapping[str, float]) -> str:

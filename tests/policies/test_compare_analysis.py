@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from policies.compare_analysis import DEMONSTRATIONS, STEPS, Run, analyse, read_curve
+from policies.compare_analysis import DEMONSTRATIONS, STEPS, Run, analyse, success_curve
 from policies.compare_report import write_comparison
 from policies.compare_words import sentences
 
@@ -97,8 +97,8 @@ def test_learning_curves_say_how_much_is_needed():
 def test_a_learner_that_acts_has_its_curve_over_environment_steps(tmp_path):
     lines = [{"env_steps": 1000 * i, "successes": i, "episodes": 10, "wall_s": 1.0} for i in range(11)]
     (tmp_path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curve = read_curve(tmp_path)
-    assert curve[3] == (3000, 0.3) and read_curve(tmp_path / "none") == ()
+    curve = success_curve(tmp_path)
+    assert curve[3] == (3000, 0.3) and success_curve(tmp_path / "none") == ()
     random = np.random.default_rng(1)
     later = tuple((x + 500, y) for x, y in curve)  # another run, measured elsewhere
     runs = [make_run(random, 0.9, "a", seed=seed, curve=c) for seed, c in enumerate((curve, later))]
