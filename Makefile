@@ -12,9 +12,11 @@ $(STAMP): pyproject.toml constraints.txt scripts/install_system_libraries.sh
 	@sh scripts/install_system_libraries.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev,deploy]'
 	@# References for the parity tests: their metadata ask for torchvision, what the tests use of them does not.
 	$(BIN)/python -m pip install --quiet --no-deps 'DALL-E==0.1' attrs 'taming-transformers==0.0.1' 'mup==1.0.0'
+	@# Its metadata ask for numpy 2; it runs with 1.26 (tests/deploy).
+	$(BIN)/python -m pip install --quiet --no-deps 'panda-python==1.1.1'
 	$(BIN)/toto_robot doctor || true
 	@touch $(STAMP)
 

@@ -1,0 +1,1 @@
+"""What must never wait: exchange between processes, limits, the safety filter, interpolation, the control loop."""
