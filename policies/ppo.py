@@ -25,6 +25,9 @@ from policies.processes import usable_cores
 from toto_robot.encoders.base import Encoder
 from toto_robot.pretrain.optim import learning_rate, set_learning_rate
 
+# The common choice of PPO codes (baselines, stable-baselines3): with 1e-8 steps stay large where gradients vanish.
+_ADAM_EPS = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -88,7 +91,7 @@ class Trainer:
         self.learner = Learner(config, setting, seed).to(self._device)
         self._peak = _peak_learning_rate(config, setting)
         parameters = self.learner.actor_critic.parameters()
-        self.optimizer = torch.optim.Adam(parameters, lr=self._peak, fused=True)
+        self.optimizer = torch.optim.Adam(parameters, lr=self._peak, eps=_ADAM_EPS, fused=True)
         self._workers = usable_cores() if config.workers is None else config.workers
         self._pool: EnvironmentPool | None = None
 
@@ -124,12 +127,13 @@ class Trainer:
         with _threads(1 if self._workers else config.threads):  # the other cores step environments
             rollout = self._collector.collect(learner.actor_critic, config.rollout_steps, generator)
         collected = time.perf_counter()
-        scale = 1.0
+        first, scale, values = int(learner.told.count) == 0, 1.0, {}
         if config.normalize_rewards:
             learner.returns.update(rollout.rewards, rollout.terminated | rollout.truncated)
             scale = 1.0 / learner.returns.deviation
-        with _threads(config.threads):
-            values = update(config, learner.actor_critic, self.optimizer, rollout, generator, scale)
+        if not first:  # what was not normalised yet would be learnt wrongly: the first rollout is for the statistics
+            with _threads(config.threads):
+                values = update(config, learner.actor_critic, self.optimizer, rollout, generator, scale)
         learner.told.update(rollout.told[rollout.counts])
         self._collector.set_normalizer(learner.told.normalizer())
         now = time.perf_counter()

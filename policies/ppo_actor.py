@@ -24,8 +24,10 @@ _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 class ActorCritic(nn.Module):
     """A Gaussian policy around an `MLPHead`, and a critic.
 
-    The head is what a bundle keeps. Critic and head share the features of cameras and proprioception and have MLPs of
-    their own, as PixMC's. The log of the spread is a parameter that no observation changes.
+    The head is what a bundle keeps. Both share the features of the cameras, whose pooling is the costly part, and have
+    everything else to themselves: under one clipped gradient norm the critic's errors would otherwise push the layer
+    that the policy reads its proprioception from (PixMC shares it). The log of the spread is a parameter that no
+    observation changes.
     """
 
     def __init__(self, config: PPOConfig, sizes: InputSizes, action_dim: int, seed: int) -> None:
@@ -33,18 +35,22 @@ class ActorCritic(nn.Module):
         head = build_head(HeadConfig(name="mlp", chunk_steps=1, trunk=config.trunk), sizes, action_dim, seed)
         assert isinstance(head, MLPHead)
         self.head = head
+        self.critic_proprio = copy.deepcopy(head.trunk.proprio)
         self.critic = nn.Sequential(copy.deepcopy(head.trunk.mlp), nn.Linear(head.trunk.width, 1))
         self.log_std = nn.Parameter(torch.full((action_dim,), math.log(config.init_std)))
         generator = torch.Generator().manual_seed(seed)
-        for module in (head.trunk.projections, head.trunk.proprio, head.trunk.mlp, self.critic):
+        for module in (head.trunk.projections, head.trunk.proprio, head.trunk.mlp, self.critic_proprio, self.critic):
             _orthogonal(module, math.sqrt(2), generator)
         _orthogonal(head.out, 0.01, generator)
         _orthogonal(self.critic[-1], 1.0, generator)
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Return the mean action (B, A) and the value (B,)."""
-        features = self.head.trunk.features(inputs)
-        return self.head.out(self.head.trunk.mlp(features)), self.critic(features).squeeze(-1)
+        trunk = self.head.trunk
+        seen = trunk.camera_features(inputs)
+        policy = torch.cat([*seen, trunk.proprio(inputs.proprio)], dim=-1)
+        value = torch.cat([*seen, self.critic_proprio(inputs.proprio)], dim=-1)
+        return self.head.out(trunk.mlp(policy)), self.critic(value).squeeze(-1)
 
     def log_probability(self, mean: Tensor, actions: Tensor) -> Tensor:
         """Return the log density (B,) of actions (B, A)."""

@@ -125,4 +125,4 @@ def _summary(window: Window, values: Mapping[str, float]) -> str:
     if not window.episodes:
         return ""
     success, reward = window.score
-    return f"success {success:.0%} return {reward:.0f} kl {values['train/approx_kl']:.3f}"
+    return f"success {success:.0%} return {reward:.0f} kl {values.get('train/approx_kl', 0.0):.3f}"

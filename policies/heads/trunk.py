@@ -89,9 +89,12 @@ class Trunk(nn.Module):
     def features(self, inputs: Inputs) -> Tensor:
         """Return what the MLP is given: the features of every camera and of the proprioception, (B, F)."""
         frames = flatten_history(inputs, self.sizes.history)  # (B * Ho, ...)
-        parts = [project(self._pooled(name, frames.tokens[name])) for name, project in self.projections.items()]
-        features = torch.cat([*parts, self.proprio(frames.proprio)], dim=-1)
+        features = torch.cat([*self.camera_features(frames), self.proprio(frames.proprio)], dim=-1)
         return features.view(-1, self.sizes.history * features.shape[-1])
+
+    def camera_features(self, frames: Inputs) -> list[Tensor]:
+        """Return the features of every camera, (B, camera_width) each, of single frames (without a history's axis)."""
+        return [project(self._pooled(name, frames.tokens[name])) for name, project in self.projections.items()]
 
     def _pooled(self, camera: str, tokens: Tensor) -> Tensor:
         if self.config.pooling == "mean":
