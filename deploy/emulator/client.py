@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from deploy.emulator.cameras import camera_file
 from deploy.emulator.connections import CONTROL_PORT
 from deploy.realtime.mailbox import memory_folder
 
@@ -52,7 +53,7 @@ class Emulator:
     ) -> None:
         self.address = address or _free_address()
         self.folder = memory_folder("toto_robot_emulator_")
-        self.cameras = {name: self.folder / f"camera_{name}" for name in cameras}
+        self.cameras = {name: camera_file(self.folder, name) for name in cameras}
         self._settings = {
             "env": env,
             "robot": robot,
@@ -127,6 +128,12 @@ class Emulator:
     def reset_timing(self) -> None:
         """Begin the figures of the clock anew."""
         self._ask("reset_timing")
+
+    def kill(self) -> None:
+        """Kill the server (SIGKILL) as a power cut would."""
+        assert self._process is not None, "not started"
+        self._process.kill()
+        self._process.wait()
 
     def stop(self) -> None:
         """End the process and remove its folder; twice is once."""

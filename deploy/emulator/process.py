@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deploy.emulator.cameras import Cameras
 from deploy.emulator.robot import EmulatedRobot
 from deploy.emulator.server import PACINGS, Server
 
@@ -37,6 +38,10 @@ class Settings:
             raise ValueError(f"pacing must be one of {', '.join(PACINGS)}, got {self.pacing!r}")
         if not self.address.startswith("127."):
             raise ValueError(f"the emulator listens on loopback only: address=127.x.y.z, got {self.address!r}")
+        if self.cameras and self.folder is None:
+            raise ValueError("cameras need folder: where their mailboxes go")
+        if not 0.0 < self.camera_rate_hz <= 1000.0:
+            raise ValueError(f"camera_rate_hz must be above 0, up to 1000, got {self.camera_rate_hz}")
 
 
 def env_id(name: str) -> str:
@@ -48,7 +53,19 @@ def make_server(settings: Settings) -> Server:
     """Return a server that listens."""
     event_file = Path(settings.event_file) if settings.event_file else None
     robot = EmulatedRobot(env_id(settings.env), settings.options, settings.robot, settings.seed, event_file)
-    return Server(robot, settings.address, settings.pacing)
+    server = Server(robot, settings.address, settings.pacing)
+    if settings.cameras:
+        robot.cameras = _start_cameras(robot, settings)
+    return server
+
+
+def _start_cameras(robot: EmulatedRobot, settings: Settings) -> Cameras:
+    chosen = {
+        **{"folder": settings.folder, "env_id": env_id(settings.env), "options": settings.options},
+        **{"cameras": settings.cameras, "image_size": settings.image_size},
+        "camera_rate_hz": settings.camera_rate_hz,
+    }
+    return Cameras(robot.plant, chosen)
 
 
 def run(settings: Settings) -> None:
@@ -70,6 +87,8 @@ def run(settings: Settings) -> None:
     finally:
         server.close()
         server.robot.events.close()
+        if server.robot.cameras is not None:
+            server.robot.cameras.close()
 
 
 def raise_priority() -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from deploy.emulator import faults, protocol, robot_model
 from deploy.emulator.arm import Arm
+from deploy.emulator.cameras import Cameras
 from deploy.emulator.events import EventLog
 from deploy.emulator.faults import Fault
 from deploy.emulator.hand import Hand
@@ -40,6 +41,7 @@ class EmulatedRobot:
         self.plant.reset(seed)
         self.arm = Arm(VERSIONS[robot], self.plant, limits, self.events, model)
         self.hand = Hand(self.plant, self.events)
+        self.cameras: Cameras | None = None
         self._writer = StateWriter(self.arm)
 
     def reset(self, seed: int) -> None:
@@ -117,6 +119,7 @@ class EmulatedRobot:
             "failed": plant.failed,
             "since_reset_s": plant.ticks / 1000.0,
             "faults": [fault.name for fault in self.faults],
+            "camera_frames": {} if self.cameras is None else self.cameras.counts(),
             "timing": self.timing.report(),
         }
 
@@ -131,6 +134,8 @@ class EmulatedRobot:
                 self.arm.user_stop(False)
         on = {fault.name: fault.parameters for fault in self.faults if fault.on(now_ms)}
         self.hand.stuck = "gripper_stuck" in on
+        if self.cameras is not None:
+            self.cameras.show(self.seed, "camera_freeze" in on, "camera_black" in on)
         self.hand.slow = float(on["gripper_slow"].get("factor", 0.1)) if "gripper_slow" in on else 1.0
         self.plant.push_n_nm = np.array(on["push"]["wrench"], float) if "push" in on else np.zeros(6)
 
