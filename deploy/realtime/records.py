@@ -7,17 +7,19 @@ A record with a time of 0 was never written.
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 
 import numpy as np
 
 from deploy.drivers.base import ARM_JOINTS, RobotState
+from deploy.realtime.mailbox import Mailbox
 
 MAX_WAYPOINTS = 64
 TEXT_BYTES = 240
 
 # Names of the mailbox files in a run's folder.
 STATE_FILE, CHUNK_FILE, OPERATOR_FILE = "state", "chunk", "operator"
-TICK_FILE, REPORT_FILE = "ticks.bin", "control.json"  # the control process's log and its figures at the end
+TICK_FILE, REPORT_FILE = "ticks.bin", "control.json"  # in the log folder: the control process's ticks and figures
 
 
 class Machine(enum.IntEnum):
@@ -71,7 +73,8 @@ STATE = np.dtype(
         ("gripper_grasped", "?"),
         ("gripper_target", "<f8"),  # -1 open .. +1 closed, after hysteresis
         ("chunk_sequence", "<u8"),  # newest chunk that was accepted
-        ("recoveries", "<u4"),  # since the last RUNNING second
+        ("recoveries", "<u4"),  # tries to recover or to connect so far
+        ("gave_up", "?"),  # no more tries without an operator's confirmation
         ("errors", f"S{TEXT_BYTES}"),  # names, comma separated; or why the machine left RUNNING
     ]
 )
@@ -135,6 +138,12 @@ TICK = np.dtype(
         ("success_rate", "<f8"),
     ]
 )
+
+
+def create_mailboxes(folder: Path) -> None:
+    """Create the mailboxes of a run; every process opens them afterwards."""
+    for name, dtype in ((STATE_FILE, STATE), (CHUNK_FILE, CHUNK), (OPERATOR_FILE, OPERATOR)):
+        Mailbox(folder / name, dtype, create=True).close()
 
 
 def frame_dtype(height: int, width: int) -> np.dtype:

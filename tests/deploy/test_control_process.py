@@ -1,0 +1,425 @@
+"""Does the control process keep the arm safe whatever happens to the processes around it, and to itself?"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kinematic_arm import START_RAD, KinematicArm, events
+
+from deploy.realtime.clock import Ticker
+from deploy.realtime.controller import ControlConfig, run_control
+from deploy.realtime.machine import MachineSettings
+from deploy.realtime.mailbox import Mailbox
+from deploy.realtime.records import (
+    CHUNK,
+    CHUNK_FILE,
+    OPERATOR,
+    OPERATOR_FILE,
+    REPORT_FILE,
+    STATE,
+    STATE_FILE,
+    TICK_FILE,
+    Machine,
+    create_mailboxes,
+    text,
+)
+from deploy.realtime.ticklog import read_ticks
+
+PATIENCE_S = 30.0
+SETTINGS = MachineSettings(stale_s=0.2, stop_s=0.5, pause_s=0.05)
+
+
+def make_arm(config: ControlConfig) -> KinematicArm:
+    return KinematicArm(Path(config.driver_settings["folder"]), with_gripper=True)
+
+
+class Cell:
+    """A control process with its mailboxes; what a policy and an operator would do to it."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder, self.log = folder, folder / "log"
+        self.log.mkdir()
+        create_mailboxes(folder)
+        self.state_box = Mailbox(folder / STATE_FILE, STATE)
+        self.chunk_box = Mailbox(folder / CHUNK_FILE, CHUNK)
+        self.operator_box = Mailbox(folder / OPERATOR_FILE, OPERATOR)
+        self.operator = np.zeros((), OPERATOR)
+        settings = {"driver_settings": {"folder": str(folder)}, "machine": SETTINGS, "rate_hz": 100.0}
+        self.config = ControlConfig(driver="kinematic", log_folder=self.log, **{**settings, **changes})
+        spawn = multiprocessing.get_context("spawn")
+        self.process = spawn.Process(target=run_control, args=(self.config, folder, os.getpid(), make_arm))
+        self.process.start()
+        self._ended = threading.Event()
+        self._policy: threading.Thread | None = None
+        self.wait_for(lambda: self.state_box.newest()[0] > 0)
+
+    @property
+    def state(self) -> np.ndarray:
+        return self.state_box.newest()[1]
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(int(self.state["machine"]))
+
+    def wait_for(self, what: Callable[[], bool]) -> None:
+        until_s = time.monotonic() + PATIENCE_S
+        while not what():
+            assert time.monotonic() < until_s, (self.machine, text(self.state))
+            assert self.process.is_alive() or what(), "the control process ended"
+            time.sleep(0.002)
+
+    def reach(self, state: Machine) -> None:
+        self.wait_for(lambda: self.machine is state)
+
+    def send(self, **changes: Any) -> None:
+        """Send a chunk that swings the first joint, as a policy at 20 Hz would."""
+        now_s = time.monotonic()
+        record = np.zeros((), CHUNK)
+        times = now_s + 0.05 * np.arange(1, 9)
+        angle = 4.0 * times
+        record["made_s"], record["capture_s"], record["count"] = now_s, now_s - 0.04, 8
+        record["time_s"][:8], record["q_rad"][:8] = times, START_RAD
+        record["q_rad"][:8, 0] += 0.3 * np.sin(angle)
+        record["dq_rad_s"][:8, 0] = 1.2 * np.cos(angle)
+        record["gripper"][:8] = changes.pop("gripper", -1.0)
+        for name, value in changes.items():
+            record[name] = value
+        self.chunk_box.put(record)
+
+    def policy(self, **changes: Any) -> None:
+        """Keep sending chunks until `silence`."""
+        self.silence()
+        self._ended.clear()
+
+        def send() -> None:
+            while not self._ended.wait(0.05):
+                self.send(**changes)
+
+        self._policy = threading.Thread(target=send)
+        self._policy.start()
+
+    def silence(self) -> float:
+        """End the policy as a kill would: no last chunk. Return when it sent its last one, at the latest."""
+        self._ended.set()
+        if self._policy is not None:
+            self._policy.join()
+        return time.monotonic()
+
+    def ask(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            self.operator[name] = value
+        self.operator["time_s"] = time.monotonic()
+        self.operator_box.put(self.operator)
+
+    def fault(self, name: str, times: int = 1) -> None:
+        (self.folder / "faults" / name).write_text(str(times))
+
+    def end(self) -> dict[str, Any]:
+        self.process.join(PATIENCE_S)
+        assert self.process.exitcode is not None
+        return json.loads((self.log / REPORT_FILE).read_text())
+
+    def close(self) -> None:
+        self.silence()
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join(PATIENCE_S)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Cell]]:
+    cells: list[Cell] = []
+
+    def make(**changes: Any) -> Cell:
+        cells.append(Cell(tmp_path, **changes))
+        return cells[-1]
+
+    yield make
+    for cell in cells:
+        cell.close()
+
+
+def after(folder: Path, event: str) -> list[dict[str, Any]]:
+    """Return what the arm was told since the last event of a kind, that one included."""
+    told = events(folder)
+    last = max(index for index, one in enumerate(told) if one["event"] == event)
+    return told[last:]
+
+
+def assert_ramped_stop(folder: Path) -> None:
+    """The arm's last motion ended at rest, without a jump on the way, and nothing was sent afterwards."""
+    told = after(folder, "start")
+    names = [one["event"] for one in told]
+    assert "stop" in names
+    stop = told[names.index("stop")]
+    assert stop["speed"] == 0.0 and stop["moving"]
+    assert "target" not in names[names.index("stop") :]
+    speeds = np.array([one["dq"] for one in told if one["event"] == "target"])
+    assert np.abs(np.diff(speeds, axis=0)).max() <= 0.8 * 10.0 * 0.041  # acceleration times the longest time step
+
+
+def test_it_follows_chunks_and_says_how_well(start: Callable[..., Cell]) -> None:
+    cell = start()
+    assert cell.machine is Machine.IDLE
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    time.sleep(1.5)
+    assert abs(float(cell.state["dq_rad_s"][0])) <= 2.0
+    cell.silence()
+    cell.ask(quit=True)
+    report = cell.end()
+    assert cell.process.exitcode == 0
+    assert_ramped_stop(cell.folder)
+    ticks = read_ticks(cell.log / TICK_FILE)
+    assert report["ticks"] == len(ticks) > 100 and report["lost_log_records"] == 0
+    running = ticks[ticks["machine"] == Machine.RUNNING]
+    behind = np.abs(running["raw_q_rad"] - running["command_q_rad"]).max(axis=1)
+    assert np.median(behind[len(behind) // 2 :]) < 0.03  # after the jump of the first chunk
+    assert np.ptp(running["command_q_rad"][:, 0]) > 0.3
+    assert report["capture_to_command_ms"]["n"] > 5 and report["capture_to_command_ms"]["p50"] >= 40.0
+    assert report["starved_share"] < 0.5
+    assert report["ended_in"] == "idle" and report["error"] == ""
+
+
+def test_a_killed_policy_leaves_the_arm_holding_then_stopped_within_half_a_second(start: Callable[..., Cell]) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    time.sleep(0.5)
+    silent_s = cell.silence()
+    cell.reach(Machine.IDLE)
+    assert_ramped_stop(cell.folder)
+    ticks = read_ticks(cell.log / TICK_FILE)
+    cell.ask(quit=True)
+    cell.end()
+    ticks = read_ticks(cell.log / TICK_FILE)
+    stale = ticks["start_s"] - ticks["chunk_made_s"]
+    assert (ticks["machine"][stale > SETTINGS.stale_s + 0.001] != Machine.RUNNING).all()
+    moving = np.abs(ticks["command_dq_rad_s"]).max(axis=1) > 0
+    assert ticks["start_s"][moving].max() - ticks["chunk_made_s"].max() < 0.5
+    order = [Machine(int(machine)) for machine, _ in itertools.groupby(ticks["machine"])]
+    assert order[-4:] == [Machine.RUNNING, Machine.HOLDING, Machine.STOPPING, Machine.IDLE]
+    assert silent_s > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_in_a_ramped_stop(start: Callable[..., Cell], number: signal.Signals) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    time.sleep(0.4)
+    assert cell.process.pid is not None
+    os.kill(cell.process.pid, number)
+    report = cell.end()
+    assert_ramped_stop(cell.folder)
+    assert events(cell.folder)[-1]["event"] == "close"
+    assert report["signals"] == [number.name] and cell.process.exitcode == 0
+
+
+def test_an_exception_ends_in_a_ramped_stop(start: Callable[..., Cell]) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    time.sleep(0.4)
+    cell.fault("crash")
+    report = cell.end()
+    assert_ramped_stop(cell.folder)
+    assert report["error"] == "RuntimeError: a bug" and cell.process.exitcode == 1
+
+
+def test_the_death_of_its_parent_ends_in_a_ramped_stop(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from test_control_process import Cell\n"
+        "if __name__ == '__main__':\n"
+        "    cell = Cell(Path(sys.argv[1])); cell.policy(); print(cell.process.pid, flush=True); time.sleep(60)\n"
+    )
+    (tmp_path / "parent.py").write_text(script)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        until_s = time.monotonic() + PATIENCE_S
+        while not any(one["event"] == "target" for one in events(tmp_path)) and time.monotonic() < until_s:
+            time.sleep(0.01)
+        parent.kill()
+    while not any(one["event"] == "close" for one in events(tmp_path)):
+        assert time.monotonic() < until_s, f"the control process {child} goes on"
+        time.sleep(0.01)
+    assert_ramped_stop(tmp_path)
+
+
+def test_a_reflex_is_recovered_and_the_policy_goes_on(start: Callable[..., Cell]) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    cell.fault("recover", 2)
+    cell.fault("reflex")
+    cell.wait_for(lambda: [one["event"] for one in events(cell.folder)].count("start") == 2)
+    told = [one["event"] for one in events(cell.folder) if one["event"] != "target"]
+    begin = told.index("recover")
+    assert told[begin : begin + 5].count("recover") == 3
+    assert int(cell.state["recoveries"]) == 3
+    since = after(cell.folder, "start")
+    cell.reach(Machine.RUNNING)
+    assert since[0]["event"] == "start"
+
+
+def test_after_a_user_stop_only_a_confirmation_lets_it_move(start: Callable[..., Cell]) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    cell.fault("user_stop")
+    cell.reach(Machine.USER_STOPPED)
+    time.sleep(0.5)
+    assert after(cell.folder, "fault")[1:] == []  # fresh chunks came in all the time
+    cell.ask(confirm=1)
+    cell.reach(Machine.RUNNING)
+    assert [one["event"] for one in after(cell.folder, "fault")][1:3] == ["recover", "start"]
+
+
+def test_a_lost_connection_is_rebuilt_and_a_dead_robot_ends_in_lost(start: Callable[..., Cell]) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    cell.fault("lost")
+    cell.wait_for(lambda: [one["event"] for one in events(cell.folder)].count("start") == 2)
+    cell.fault("connect", 100)
+    cell.fault("lost")
+    cell.wait_for(lambda: bool(cell.state["gave_up"]))
+    assert cell.machine is Machine.LOST
+    cell.ask(quit=True)
+    assert cell.end()["ended_in"] == "lost"
+
+
+def test_stale_reordered_and_broken_chunks_move_nothing(start: Callable[..., Cell]) -> None:
+    cell = start()
+    now_s = time.monotonic()
+    for bad in (
+        {"made_s": now_s - 1.0},
+        {"made_s": np.nan},
+        {"made_s": now_s + 60},
+        {"q_rad": np.nan},
+        {"q_rad": np.inf, "made_s": time.monotonic()},
+        {"count": 0},
+        {"time_s": 0.0},
+    ):
+        before = int(cell.state["chunk_sequence"])
+        cell.send(**bad)
+        cell.wait_for(lambda before=before: int(cell.state["chunk_sequence"]) > before)
+        time.sleep(0.03)
+    assert cell.machine is Machine.IDLE
+    assert not any(one["event"] == "start" for one in events(cell.folder))
+    cell.ask(quit=True)
+    rejected = cell.end()["chunks_rejected"]
+    assert rejected["not finite"] == 2 and sum(rejected.values()) >= 5
+
+
+def test_nan_chunks_in_a_motion_end_it_gently(start: Callable[..., Cell]) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    cell.policy(q_rad=np.nan)
+    cell.reach(Machine.IDLE)
+    assert_ramped_stop(cell.folder)
+
+
+def test_the_operator_stops_and_holds(start: Callable[..., Cell]) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    cell.ask(hold=True)
+    cell.reach(Machine.HOLDING)
+    cell.wait_for(lambda: not np.any(cell.state["command_dq_rad_s"]))
+    time.sleep(0.6)
+    assert cell.machine is Machine.HOLDING  # fresh chunks keep it in control
+    cell.ask(hold=False)
+    cell.reach(Machine.RUNNING)
+    cell.ask(stop=True)
+    cell.reach(Machine.IDLE)
+    assert_ramped_stop(cell.folder)
+    time.sleep(0.3)
+    assert cell.machine is Machine.IDLE
+    cell.ask(stop=False)
+    cell.reach(Machine.RUNNING)
+    cell.silence()
+    cell.send(stop=True)  # the policy's own end
+    cell.reach(Machine.IDLE)
+    assert_ramped_stop(cell.folder)
+
+
+def test_a_dry_run_moves_nothing(start: Callable[..., Cell]) -> None:
+    cell = start(dry_run=True)
+    cell.policy(gripper=1.0)
+    cell.reach(Machine.RUNNING)
+    time.sleep(0.5)
+    cell.ask(quit=True)
+    report = cell.end()
+    assert {one["event"] for one in events(cell.folder)} == {"connect", "close"}
+    running = read_ticks(cell.log / TICK_FILE)
+    running = running[running["machine"] == Machine.RUNNING]
+    assert np.ptp(running["command_q_rad"][:, 0]) > 0.05  # it did compute the motion
+    assert report["gripper_commands"] == 0
+
+
+def test_the_gripper_gets_few_commands(start: Callable[..., Cell]) -> None:
+    cell = start()
+    rng = np.random.default_rng(0)
+    wanted = [-1.0] * 10 + [1.0] * 20 + list(rng.uniform(-0.25, 0.25, 10)) + [-1.0] * 10
+    for value in wanted:
+        cell.send(gripper=value)
+        time.sleep(0.05)
+    cell.wait_for(lambda: float(cell.state["gripper_target"]) == -1.0)
+    cell.ask(quit=True)
+    report = cell.end()
+    told = [one for one in events(cell.folder) if one["event"].startswith("gripper")]
+    assert [one["event"] for one in told][:2] == ["gripper_move", "gripper_grasp"]
+    assert len(told) <= 3 and report["gripper_commands"] == len(told)
+    assert report["gripper_failures"] == {"nothing held": 1}
+    assert min(np.diff([one["time_s"] for one in told])) >= 0.6
+
+
+def test_a_late_loop_skips_deadlines_instead_of_bursting() -> None:
+    ticker = Ticker(100.0)
+    ticker.wait()
+    time.sleep(0.2)
+    began_s = ticker.wait()
+    times = [ticker.wait() for _ in range(5)]
+    assert ticker.missed >= 15
+    assert times[-1] - began_s > 0.03  # five ticks one after the other, not at once
+    with pytest.raises(ValueError, match="1 to 1000 Hz"):
+        Ticker(0.0)
+
+
+def test_refusals_come_before_any_motion() -> None:
+    for bad in ({"rate_hz": 20.0}, {"realtime_priority": 99}):
+        with pytest.raises(ValueError, match="expected"):
+            ControlConfig(**bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="known: fer"):
+        ControlConfig(robot="ur5").safety(None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up its rights")
+def test_no_permission_for_priority_says_what_to_do() -> None:
+    script = (
+        "import os, resource; from deploy.realtime.clock import raise_priority\n"
+        "resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0)); os.setuid(65534)\n"
+        "try: raise_priority(20)\nexcept PermissionError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "limits.conf" in done.stdout
