@@ -25,6 +25,7 @@ _STIFFNESS = np.array([3000.0, 3000.0, 3000.0, 2500.0, 2500.0, 2000.0, 2000.0])
 _DAMPING_RATIO = 0.9
 _FILTER = 0.1  # of the external torque, a cycle: 17 Hz
 _SUCCESS_WINDOW = 100  # cycles of control_command_success_rate
+_AT_REST_RAD_S = 1e-6  # of the desired velocity, after braking
 _GUIDING_DAMPING = 2.0  # N m s/rad
 Reply = tuple[int, int, bytes]  # command number, id, status and data
 
@@ -48,6 +49,7 @@ class Arm:
         """Stand still where the plant is, without errors and without a motion."""
         self.mode = RobotMode.IDLE
         self.motion: Motion | None = None
+        self._asked: tuple[int, int, Any] | None = None  # a Move that waits until the arm is at rest
         self.errors: set[str] = set()
         self.reflex_reason: set[str] = set()
         self.must_recover = False
@@ -77,6 +79,7 @@ class Arm:
             self._move(self.motion, command)
         if self.motion is None:
             self.desired.brake(self.limits)
+            self._answer_late()
         torque = self._control()
         self.torque_rate = (torque - self.torque) * 1000.0
         self.torque = torque
@@ -85,19 +88,21 @@ class Arm:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def request(self, number: int, command_id: int, payload: bytes) -> bytes:
-        """Answer a request: status and data. ValueError for a request that this version does not have."""
+    def request(self, number: int, command_id: int, payload: bytes) -> bytes | None:
+        """Answer a request: status and data; None if the answer comes in `replies`. ValueError for a request that this version does not have."""
         command = self.version.named(number)
         if command is None:
             raise ValueError(f"protocol {self.version.number} has no command {number}")
         self.events.add("request", command=command.name.lower(), id=command_id)
         if command is Command.MOVE:
-            return self.version.status_byte(self._start(number, command_id, payload))
+            return self._start(number, command_id, payload)
         if command is Command.STOP_MOVE:
             self._end(MoveStatus.PREEMPTED)
             return bytes([protocol.SUCCESS])
         if command is Command.AUTOMATIC_ERROR_RECOVERY:
-            return bytes([self._recover()])
+            # After the state that shows it: a client that reads one next is not told of the reflex again.
+            self.replies.append((number, command_id, bytes([self._recover()])))
+            return None
         if command in (Command.GET_ROBOT_MODEL, Command.LOAD_MODEL_LIBRARY):
             return bytes([protocol.SUCCESS]) + self._model
         if command is Command.GET_CARTESIAN_LIMIT:
@@ -107,23 +112,35 @@ class Arm:
         self._set(command, payload)
         return bytes([protocol.SUCCESS])
 
-    def _start(self, number: int, command_id: int, payload: bytes) -> MoveStatus:
+    def _start(self, number: int, command_id: int, payload: bytes) -> bytes | None:
         request = np.frombuffer(payload, self.version.move, 1)[0]
-        if self.mode != RobotMode.IDLE or self.must_recover:
-            self.events.add("refused", command="move", reason=f"mode {self.mode.name.lower()}")
-            return MoveStatus.NOT_POSSIBLE
-        if int(request["generator"]) in (Generator.CARTESIAN_POSE, Generator.CARTESIAN_VELOCITY):
-            self.events.add("refused", command="move", reason="Cartesian motion generators are not emulated")
-            return MoveStatus.NOT_POSSIBLE
+        reason = None
+        if self.mode != RobotMode.IDLE or self.must_recover or self._asked is not None:
+            reason = f"mode {self.mode.name.lower()}"
+        elif int(request["generator"]) in (Generator.CARTESIAN_POSE, Generator.CARTESIAN_VELOCITY):
+            reason = "Cartesian motion generators are not emulated: use joint motions or torques"
+        if reason is not None:
+            self.events.add("refused", command="move", reason=reason)
+            return self.version.status_byte(MoveStatus.NOT_POSSIBLE)
+        self._asked = (number, command_id, request)
+        return self._started()
+
+    def _started(self) -> bytes | None:
+        """Start the motion that was asked for as soon as the arm is at rest; None until then."""
+        assert self._asked is not None
+        if np.abs(self.desired.dq).max() > _AT_REST_RAD_S:
+            return None
+        self._move_number, command_id, request = self._asked
+        self._asked = None
         asynchronous = "asynchronous" in request.dtype.names and bool(request["asynchronous"])
+        self.desired = Desired(self.desired.q)
         self.motion = Motion(request, command_id, asynchronous, self.desired)
-        self._move_number = number
         self.mode, self.reflex_reason = RobotMode.MOVE, set()
         self._hits.extend([True] * _SUCCESS_WINDOW)
         self._measure_damping()
         generator = self.motion.generator.name.lower()
         self.events.add("motion_started", generator=generator, asynchronous=asynchronous)
-        return MoveStatus.MOTION_STARTED
+        return self.version.status_byte(MoveStatus.MOTION_STARTED)
 
     def _set(self, command: Command, payload: bytes) -> None:
         if command is Command.SET_COLLISION_BEHAVIOR:
@@ -183,9 +200,9 @@ class Arm:
 
     def client_lost(self) -> None:
         """End the motion of a client whose connection is gone."""
-        if self.motion is not None:
-            self._end(MoveStatus.ABORTED)
-            self.replies.clear()
+        self._end(MoveStatus.ABORTED)
+        self._asked = None
+        self.replies.clear()
 
     # --- one millisecond ----------------------------------------------------------------------------------------------
 
@@ -221,6 +238,17 @@ class Arm:
         self.mode = RobotMode.IDLE
         self.replies.append((self._move_number, motion.command_id, self.version.status_byte(status)))
         self.events.add("motion_ended", status=status.name.lower())
+
+    def _answer_late(self) -> None:
+        if self._asked is None:
+            return
+        number, command_id, _ = self._asked
+        if self.mode != RobotMode.IDLE:
+            self._asked, answer = None, self.version.status_byte(MoveStatus.NOT_POSSIBLE)
+        else:
+            answer = self._started()
+        if answer is not None:
+            self.replies.append((number, command_id, answer))
 
     def _control(self) -> Floats:
         plant, desired = self.plant, self.desired

@@ -61,8 +61,11 @@ def make_server(settings: Settings) -> Server:
 
 def _start_cameras(robot: EmulatedRobot, settings: Settings) -> Cameras:
     chosen = {
-        **{"folder": settings.folder, "env_id": env_id(settings.env), "options": settings.options},
-        **{"cameras": settings.cameras, "image_size": settings.image_size},
+        "folder": settings.folder,
+        "env_id": env_id(settings.env),
+        "options": settings.options,
+        "cameras": settings.cameras,
+        "image_size": settings.image_size,
         "camera_rate_hz": settings.camera_rate_hz,
     }
     return Cameras(robot.plant, chosen)

@@ -54,8 +54,8 @@ class EmulatedRobot:
         self.hand.rest()
         self.events.add("reset", seed=seed)
 
-    def request(self, number: int, command_id: int, payload: bytes) -> bytes:
-        """Answer a request to the arm."""
+    def request(self, number: int, command_id: int, payload: bytes) -> bytes | None:
+        """Answer a request to the arm; None if the answer comes later."""
         answer = self.arm.request(number, command_id, payload)
         if self.arm.version.named(number) in _SETTERS:
             self._writer.refresh()

@@ -50,12 +50,12 @@ class Server:
         while not self.stopping:
             start_s = time.monotonic()
             self._send_state()
+            self._send_answers()
             sent_s = time.monotonic()
             self._listen(next_s)
             due_s = time.monotonic()
             self._pass_commands(self._commands.due(self.robot.arm.time_ms))
             self.robot.advance(self._answer)
-            self._send_answers()
             self.robot.timing.tick(start_s, sent_s, due_s, time.monotonic())
             if self.robot.stall_s:
                 time.sleep(self.robot.stall_s)
@@ -183,10 +183,12 @@ class Server:
         alive = connection.read()
         try:
             for number, command_id, payload in connection.messages(protocol.HEADER):
-                answer = self._connect(connection, payload) if number == 0 else None
-                if answer is None:
+                if self.robot.arm.version.named(number) is protocol.Command.CONNECT:
+                    answer: bytes | None = self._connect(connection, payload)
+                else:
                     answer = self.robot.request(number, command_id, payload)
-                connection.answer(protocol.HEADER, number, command_id, answer)
+                if answer is not None:
+                    connection.answer(protocol.HEADER, number, command_id, answer)
         except ValueError as error:
             self.robot.events.add("bad_request", reason=str(error))
             alive = False
