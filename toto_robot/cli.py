@@ -160,6 +160,15 @@ COMMANDS: dict[str, Command] = {
             "export policy=my_bundle format=onnx part=head out=robot",
         ),
     ),
+    "emulator": Command(
+        "deploy.emulator.command:emulator",
+        "a Franka arm in software: unmodified libfranka clients drive the scene of a task over the real protocol",
+        (
+            "emulator env=franka_pick",
+            "emulator env=franka_pick robot=fer address=127.0.0.2 cameras=[front,wrist]",
+            "emulator pacing=strict seconds=60",
+        ),
+    ),
     "data info": Command(
         "toto_robot.data.commands:info",
         "what is in a data set: episodes, features, units, ranges, success, size, origin",

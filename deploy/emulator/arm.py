@@ -89,7 +89,7 @@ class Arm:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def request(self, number: int, command_id: int, payload: bytes) -> bytes | None:
-        """Answer a request: status and data; None if the answer comes in `replies`. ValueError for a request that this version does not have."""
+        """Answer a request: status and data; None if the answer comes in `replies`. ValueError for an unknown one."""
         command = self.version.named(number)
         if command is None:
             raise ValueError(f"protocol {self.version.number} has no command {number}")
@@ -243,10 +243,10 @@ class Arm:
         if self._asked is None:
             return
         number, command_id, _ = self._asked
-        if self.mode != RobotMode.IDLE:
-            self._asked, answer = None, self.version.status_byte(MoveStatus.NOT_POSSIBLE)
-        else:
+        if self.mode == RobotMode.IDLE:
             answer = self._started()
+        else:
+            answer, self._asked = self.version.status_byte(MoveStatus.NOT_POSSIBLE), None
         if answer is not None:
             self.replies.append((number, command_id, answer))
 

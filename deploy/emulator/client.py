@@ -86,8 +86,7 @@ class Emulator:
                 words = (self.folder / "log").read_text()[-3000:]
                 self.stop()
                 raise RuntimeError(f"the emulator did not start:\n{words}")
-            self._channel = self._try_connect()
-        self._lines = self._channel.makefile("r")
+            self._try_connect()
         return self
 
     @property
@@ -158,12 +157,17 @@ class Emulator:
     ) -> None:
         self.stop()
 
-    def _try_connect(self) -> socket.socket | None:
+    def _try_connect(self) -> None:
         try:
-            return socket.create_connection((self.address, CONTROL_PORT), timeout=60.0)
+            self._channel = socket.create_connection((self.address, CONTROL_PORT), timeout=60.0)
         except OSError:
             time.sleep(0.05)
-            return None
+            return
+        self._lines = self._channel.makefile("r")
+        if self.status()["pid"] != self.pid:  # another emulator's: ours will say that it cannot listen there
+            self._channel.close()
+            self._channel = None
+            time.sleep(0.05)
 
     def _ask(self, request: str, **parameters: Any) -> Any:
         if self._channel is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ class Controls:
 
     def _status(self) -> dict[str, Any]:
         server = self._server
-        return {**server.robot.status(), "connected": server.client is not None, "address": server.address}
+        return {**server.robot.status(), "connected": server.client is not None, "pid": os.getpid()}
 
     def _events(self, since: int = 0) -> list[dict[str, Any]]:
         return self._server.robot.events.since(since)

@@ -25,7 +25,7 @@ with Emulator(seed=5) as emulator:
     assert np.allclose(robot.model.gravity(robot.state), robot.state.tau_J, atol=1e-3)
 
     robot.relative_dynamics_factor = 0.5
-    target = np.array(robot.state.q) + [0.2, -0.1, 0.1, 0.1, 0.2, 0.2, -0.2]
+    target = np.array(robot.state.q) + np.array([0.2, -0.1, 0.1, 0.1, 0.2, 0.2, -0.2])
     robot.move(franky.JointMotion(list(target)))
     assert np.allclose(robot.state.q, target, atol=1e-3)
 
