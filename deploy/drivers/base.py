@@ -106,6 +106,20 @@ class ConnectionLost(DriverError):
     """The connection is dead; only a new `connect` helps."""
 
 
+def ended_by(mode: Mode, errors: tuple[str, ...]) -> DriverError:
+    """Return what a motion ended by, told by the mode and the error flags that the robot shows after it."""
+    if mode is Mode.USER_STOPPED:
+        return UserStopped("the user stop was pressed: release it, then an operator must confirm before anything moves")
+    if "communication_constraints_violation" in errors:
+        return CommunicationViolation(
+            "20 cycles in a row were lost: look at the network, the kernel and what else runs here, then recover()",
+            errors,
+        )
+    if mode is Mode.REFLEX or errors:
+        return ReflexError(f"the robot stopped itself: {', '.join(errors) or 'no error named'}; recover()", errors)
+    return CommandRefused(f"the motion has ended and the robot names no error (mode {mode.name.lower()}): start() anew")
+
+
 class GripperDriver(Protocol):
     """The hand. Every call returns at once; a new command replaces the one that runs."""
 
