@@ -25,6 +25,7 @@ _STIFFNESS = np.array([3000.0, 3000.0, 3000.0, 2500.0, 2500.0, 2000.0, 2000.0])
 _DAMPING_RATIO = 0.9
 _FILTER = 0.1  # of the external torque, a cycle: 17 Hz
 _SUCCESS_WINDOW = 100  # cycles of control_command_success_rate
+_NOTHING_NM = 1e-3  # of external torque
 _AT_REST_RAD_S = 1e-6  # of the desired velocity, after braking
 _GUIDING_DAMPING = 2.0  # N m s/rad
 Reply = tuple[int, int, bytes]  # command number, id, status and data
@@ -266,8 +267,8 @@ class Arm:
 
     def _feel(self) -> None:
         self.external = self.external + _FILTER * (self.plant.external_nm - self.external)
-        if np.abs(self.external).max() < 1e-3:
-            self.wrench = np.zeros(6)
+        if np.abs(self.external).max() < _NOTHING_NM:
+            self.external, self.wrench = np.zeros(ARM_JOINTS), np.zeros(6)
         else:
             self.wrench = self.plant.external_wrench(self.external)
 

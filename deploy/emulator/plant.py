@@ -19,11 +19,8 @@ from deploy.realtime.limits import JointLimits
 
 DT_S = 0.001
 SUCCESS_STEPS = 10  # control steps in a row at the goal, as the simulated task counts
-_CONTACTS = (  # rows of the constraint force that come from contacts
-    mujoco.mjtConstraint.mjCNSTR_CONTACT_FRICTIONLESS,
-    mujoco.mjtConstraint.mjCNSTR_CONTACT_PYRAMIDAL,
-    mujoco.mjtConstraint.mjCNSTR_CONTACT_ELLIPTIC,
-)
+# Rows of the constraint force from here on come from contacts: MuJoCo's kinds are in that order.
+_FIRST_CONTACT = int(mujoco.mjtConstraint.mjCNSTR_CONTACT_FRICTIONLESS)
 _FLANGE_M = np.array([0.0, 0.0, 0.107])  # in the frame of link 7 (FCI documentation, Denavit-Hartenberg parameters)
 
 
@@ -175,7 +172,7 @@ class Plant:
         data = self.data
         external = np.zeros(ARM_JOINTS)
         if data.ncon and data.nefc:
-            force = np.where(np.isin(data.efc_type, _CONTACTS), data.efc_force, 0.0)
+            force = np.where(data.efc_type >= _FIRST_CONTACT, data.efc_force, 0.0)
             mujoco.mj_mulJacTVec(self.model, data, self._full, force)
             external += self._full[:ARM_JOINTS]
         if self.push_n_nm.any():

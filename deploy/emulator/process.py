@@ -80,8 +80,7 @@ def run(settings: Settings) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    if settings.pacing == "strict":
-        raise_priority()
+    raise_priority()
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection takes milliseconds; a tick makes no cycles
@@ -95,9 +94,9 @@ def run(settings: Settings) -> None:
 
 
 def raise_priority() -> bool:
-    """Run under SCHED_FIFO if that is allowed; say whether it is."""
+    """Run under SCHED_FIFO if that is allowed; say whether it is. Children (the cameras) do not inherit it."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
     except PermissionError:
         return False
     return True

@@ -68,6 +68,8 @@ class StateWriter:
 
     def _write_contacts(self) -> None:
         arm, view = self._arm, self._view
+        if not arm.external.any() and not view["joint_contact"].any() and not view["cartesian_contact"].any():
+            return
         torque, wrench = np.abs(arm.external), np.abs(arm.wrench)
         view["joint_contact"][:] = torque > arm.collision.torque_lower
         view["cartesian_contact"][:] = wrench > arm.collision.force_lower
