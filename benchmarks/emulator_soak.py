@@ -3,7 +3,7 @@
     python benchmarks/emulator_soak.py [--seconds 150] [--loads 2] [--pacing lockstep] [--address 127.0.0.1]
 
 Starts an emulated FR3, `--loads` processes that multiply matrices without a pause, and franky's joint impedance tracker
-(torques at 1 kHz) with a target that swings 0.2 rad at 20 updates a second. Prints one JSON object: cycles, lost cycles,
+(torques at 1 kHz) with a target that swings 0.2 rad at 20 updates a second. Prints one JSON object: cycles, lost ones,
 longest run of them, robot seconds, and the server's period, work and wait in microseconds. Exit code 1 if anything was
 lost in lockstep. Needs franky-control.
 """

@@ -18,6 +18,7 @@ from deploy.drivers.base import ARM_JOINTS, Floats
 from deploy.realtime.limits import JointLimits
 
 DT_S = 0.001
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 SUCCESS_STEPS = 10  # control steps in a row at the goal, as the simulated task counts
 # Rows of the constraint force from here on come from contacts: MuJoCo's kinds are in that order.
 _FIRST_CONTACT = int(mujoco.mjtConstraint.mjCNSTR_CONTACT_FRICTIONLESS)
@@ -50,7 +51,9 @@ class Plant:
         self.model.actuator_biasprm[:ARM_JOINTS] = 0.0
         self.model.actuator_ctrllimited[ARM_JOINTS : ARM_JOINTS + 2] = 0  # a grasp's command leads by its force
         self.data = mujoco.MjData(self.model)
-        self.data.qpos[:] = self.env.data.qpos
+        state = np.zeros(mujoco.mj_stateSize(self.model, _STATE))
+        mujoco.mj_getState(self.env.scene.model, self.env.data, state, _STATE)
+        mujoco.mj_setState(self.model, self.data, state, _STATE)
         self.finger_command_m = float(self.data.qpos[ARM_JOINTS])
         self.finger_force_n = self._hand.force
         self.guide: Floats | None = None  # where a person's hand pulls the joints to

@@ -1,8 +1,9 @@
 """How does a millisecond of the emulated robot pass: state out, answer in, one step of the plant?
 
-One process, one thread, SCHED_FIFO where that is allowed (process.py). `lockstep`: after each state the server waits up to 200 ms of host time for the client's
-answer, so the robot's clock runs slower than the host's when the host is busy, and nothing is lost. `strict`: an answer
-that is not there within the millisecond is lost, as on the real robot. Neither replays missed ticks in a burst.
+One process, one thread, SCHED_FIFO where that is allowed (process.py). `lockstep`: after each state the server waits up
+to 200 ms of host time for the client's answer, so the robot's clock runs slower than the host's when the host is busy,
+and nothing is lost. `strict`: an answer that is not there within the millisecond is lost, as on the real robot. Neither
+replays missed ticks in a burst.
 """
 
 from __future__ import annotations
