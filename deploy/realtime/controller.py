@@ -66,7 +66,7 @@ def run_control(
 
 
 def _make_driver(config: ControlConfig) -> RobotDriver:
-    from deploy.drivers.connect import make_driver  # type: ignore[import-untyped]
+    from deploy.drivers.connect import make_driver
 
     robot = config.robot.removesuffix("_before_5_9")
     return make_driver(

@@ -169,6 +169,7 @@ def _admissible_target(
     guards |= _flag(beyond.any(axis=-1), Guard.POSITION)
     q = np.minimum(np.maximum(clipped, measured_rad - limits.step_rad), measured_rad + limits.step_rad)
     far = q != clipped
+    q = np.minimum(np.maximum(q, braking.low), braking.high)  # a measurement may be anywhere
     guards |= _flag(far.any(axis=-1) & ~halt, Guard.STEP)
     dq = np.where(beyond | far, 0.0, dq)
     return q, dq, halt, guards.astype(np.uint32)
