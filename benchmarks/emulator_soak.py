@@ -35,10 +35,10 @@ def soak(seconds: float, pacing: str, address: str | None) -> dict:
         swing = np.array([0.2, 0.1, 0.2, 0.1, 0.2, 0.1, 0.2])
         emulator.reset_timing()
         start_s = time.monotonic()
-        with franky.JointImpedanceTracker(robot) as tracker, tqdm(total=seconds, unit="s") as progress:
+        with franky.JointImpedanceTracker(robot) as tracker, tqdm(total=int(seconds), unit="s") as progress:
             while (passed_s := time.monotonic() - start_s) < seconds:
                 tracker.set_target(home + swing * (1.0 - np.cos(passed_s)) / 2.0)
-                progress.update(passed_s - progress.n)
+                progress.update(int(passed_s) - progress.n)
                 time.sleep(UPDATE_S)
             status = emulator.status()
         return {

@@ -105,8 +105,10 @@ class Packets:
         if fault.name == "delay":
             cycles = int(fault.parameters.get("cycles", 1))
             cycles += self._random.randint(0, int(fault.parameters.get("jitter_cycles", 0)))
+            if cycles == 0:
+                return packets
             self._waiting += [(now_ms + cycles, packet) for packet in packets]
-            return [] if cycles else packets
+            return []
         if fault.name == "duplicate":
             return packets * 2
         if fault.name == "reorder" and self._held is None and packets:

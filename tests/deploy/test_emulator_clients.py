@@ -12,15 +12,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = {"franky": "franky-control", "pylibfranka": "pylibfranka", "panda": "panda-python"}
-MODULES = {"franky": "franky", "pylibfranka": "pylibfranka", "panda": "panda_py"}
+# Session in clients/ to (module, package to install).
+SESSIONS = {
+    "franky": ("franky", "franky-control"),
+    "pylibfranka": ("pylibfranka", "pylibfranka"),
+    "panda": ("panda_py", "panda-python"),
+    "faults": ("franky", "franky-control"),
+}
 
 
-@pytest.mark.parametrize("client", PACKAGES)
-def test_session(client: str) -> None:
-    if importlib.util.find_spec(MODULES[client]) is None:
-        pytest.skip(f"{client} is not installed: pip install --no-deps {PACKAGES[client]}")
-    script = Path(__file__).parent / "clients" / f"{client}_session.py"
+@pytest.mark.parametrize("session", SESSIONS)
+def test_session(session: str) -> None:
+    module, package = SESSIONS[session]
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed: pip install --no-deps {package}")
+    script = Path(__file__).parent / "clients" / f"{session}_session.py"
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=150, check=False
