@@ -160,6 +160,14 @@ COMMANDS: dict[str, Command] = {
             "export policy=my_bundle format=onnx part=head out=robot",
         ),
     ),
+    "deploy": Command(
+        "deploy.run_franka:deploy",
+        "run a policy bundle on a Franka arm, or on the emulator through the real client library",
+        (
+            "deploy policy=outputs/train-policy/default/bundle robot=emulator episodes=10",
+            "deploy policy=my_bundle robot=fr3 address=172.16.0.2 cameras=[front=opencv:0,wrist=opencv:2] dry_run=true",
+        ),
+    ),
     "emulator": Command(
         "deploy.emulator.command:emulator",
         "a Franka arm in software: unmodified libfranka clients drive the scene of a task over the real protocol",

@@ -168,3 +168,30 @@ def guard_names(guards: int) -> list[str]:
 def text(record: np.ndarray, field: str = "errors") -> str:
     """Return a text field of a record."""
     return bytes(record[field]).rstrip(b"\0").decode("utf-8", "replace")
+
+
+# Which episode runs. One writer: the process with the terminal; inference follows it.
+EPISODE_FILE, INFERENCE_FILE, READY_FILE = "episode", "inference", "inference.json"
+EPISODE = np.dtype(
+    [
+        ("number", "<u4"),  # 0 before the first
+        ("seed", "<i8"),  # of the scene, -1 where nobody knows it
+        ("running", "?"),
+        ("quit", "?"),
+    ]
+)
+
+# What inference did in its newest step.
+INFERENCE = np.dtype(
+    [
+        ("episode", "<u4"),
+        ("step", "<u4"),  # policy steps done in the episode
+        ("capture_s", "<f8"),  # of the oldest frame used
+        ("begin_s", "<f8"),
+        ("end_s", "<f8"),
+        ("written", "<u4"),  # number of the last episode whose rows are on disk
+        ("waits", "<u4"),  # times at which a step was left out: no fresh frame or no fresh state
+        ("surprise", "<f8"),  # nats a token; NaN without a monitor
+        ("fault", f"S{TEXT_BYTES}"),  # why no action is sent, empty while all is well
+    ]
+)
