@@ -32,8 +32,8 @@ def test_a_plan_begins_where_it_is_told_and_ends_slowly():
     assert times_s[0] == 0.0 and times_s[-1] == pytest.approx(LASTS_S)
     np.testing.assert_array_equal(q[0], q0)
     np.testing.assert_array_equal(dq[0], dq0)
-    np.testing.assert_allclose(np.diff(q, axis=0), 0.5 * (dq[1:] + dq[:-1]) * 0.01, atol=2e-4)
-    assert np.abs(dq[-1]).max() < 0.02
+    np.testing.assert_allclose(np.diff(q, axis=0), 0.5 * (dq[1:] + dq[:-1]) * 0.01, atol=3e-4)
+    assert np.abs(dq[-1]).max() < 0.1 * np.abs(dq[0]).max()
 
 
 def test_the_robots_clock_is_measured_against_the_hosts():
