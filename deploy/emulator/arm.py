@@ -57,6 +57,7 @@ class Arm:
         self.desired = Desired(self.plant.q_rad)
         self.torque = np.zeros(ARM_JOINTS)
         self.torque_rate = np.zeros(ARM_JOINTS)
+        self._saturated = False
         self.external = np.zeros(ARM_JOINTS)
         self.wrench = np.zeros(6)
         self._hits: deque[bool] = deque([True] * _SUCCESS_WINDOW, _SUCCESS_WINDOW)
@@ -81,7 +82,7 @@ class Arm:
         if self.motion is None:
             self.desired.brake(self.limits)
             self._answer_late()
-        torque = self._control()
+        torque = self._available(self._control())
         self.torque_rate = (torque - self.torque) * 1000.0
         self.torque = torque
         self.plant.step(torque)
@@ -172,7 +173,8 @@ class Arm:
         if error not in protocol.ERRORS:
             raise ValueError(f"{error!r} is not an error of the interface; known: {', '.join(protocol.ERRORS)}")
         self.errors, self.reflex_reason = {error}, {error}
-        self.events.add("reflex", error=error, success_rate=self.success_rate)
+        felt = {"external_nm": self.external.round(2).tolist(), "wrench": self.wrench.round(2).tolist()}
+        self.events.add("reflex", error=error, success_rate=self.success_rate, **felt, touching=self.plant.touching())
         self._end(MoveStatus.REFLEX_ABORTED)
         if self.mode != RobotMode.USER_STOPPED:
             self.mode = RobotMode.REFLEX
@@ -209,7 +211,7 @@ class Arm:
 
     def _move(self, motion: Motion, command: Any) -> None:
         if command is not None:
-            error = motion.command(command, self.limits, self.plant.gravity_nm)
+            error = motion.command(command, self.limits)
         else:
             error = motion.miss()
         if motion.started and not motion.asynchronous:
@@ -261,6 +263,14 @@ class Arm:
             return self.motion.torque
         feedback = self.stiffness * (desired.q - plant.q_rad) + self._damping * (desired.dq - plant.dq_rad_s)
         return feedback + plant.coriolis_nm + plant.inertia_times(desired.ddq)
+
+    def _available(self, torque: Floats) -> Floats:
+        cut = self.plant.available(torque)
+        saturated = bool((cut != torque).any())
+        if saturated and not self._saturated:
+            self.events.add("torque_saturated", wanted_nm=(torque + self.plant.gravity_nm).round(1).tolist())
+        self._saturated = saturated
+        return cut
 
     def _measure_damping(self) -> None:
         self._damping = 2.0 * _DAMPING_RATIO * np.sqrt(self.stiffness * self.plant.inertia_diagonal())

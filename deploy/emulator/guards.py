@@ -40,12 +40,13 @@ def check_desired(
     return None
 
 
-def check_torque(limits: JointLimits, tau: Floats, before: Floats, gravity: Floats) -> str | None:
-    """Return the error of a commanded torque (7,) after `before`, or None."""
+def check_torque(limits: JointLimits, tau: Floats, before: Floats) -> str | None:
+    """Return the error of a commanded torque (7,) after `before`, or None.
+
+    Only the rate is a necessary condition; the documentation recommends the range, and the motors give no more.
+    """
     if (np.abs(tau - before) > limits.torque_rate_nm_s * DT_S + _TORQUE_SLACK_NM).any():
         return "controller_torque_discontinuity"
-    if (np.abs(tau + gravity) > limits.torque_nm).any():
-        return "tau_J_range_violation"
     return None
 
 

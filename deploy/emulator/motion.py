@@ -56,7 +56,7 @@ class Motion:
         """Say whether the client commands torques."""
         return self.controller == Controller.EXTERNAL
 
-    def command(self, command: Any, limits: JointLimits, gravity: Floats) -> str | None:
+    def command(self, command: Any, limits: JointLimits) -> str | None:
         """Take a command record; return the error it makes, or None."""
         self.started, self.misses = True, 0
         finished = bool(command["motion_finished"])
@@ -72,7 +72,7 @@ class Motion:
             return None
         if self.torques:
             before, self.torque = self.torque, command["tau_J_d"].copy()
-            return None if finished else check_torque(limits, self.torque, before, gravity)
+            return None if finished else check_torque(limits, self.torque, before)
         return self._desire(command, limits)
 
     def miss(self) -> str | None:

@@ -112,6 +112,11 @@ class Plant:
         touched = set(self.model.geom_bodyid[self.data.contact.geom].ravel().tolist()) if self.data.ncon else set()
         return all(touched & family for family in self._fingers)
 
+    def touching(self) -> list[str]:
+        """Return pairs of bodies in contact, `first-second`."""
+        pairs = self.model.geom_bodyid[self.data.contact.geom] if self.data.ncon else []
+        return sorted({f"{self.model.body(a).name}-{self.model.body(b).name}" for a, b in pairs})
+
     def finger_saturated(self) -> bool:
         """Say whether the fingers' servos are at the limit of their force."""
         force = np.abs(self.data.actuator_force[ARM_JOINTS : ARM_JOINTS + 2])
@@ -131,10 +136,15 @@ class Plant:
         body = self.model.body(f"link{number}").id
         return composite(self.model, self.env.data, body, [body], np.zeros(3))
 
+    def available(self, tau_nm: Floats) -> Floats:
+        """Cut torques (7,) to what the motors give beyond gravity."""
+        most, gravity = self._limits.torque_nm, self.gravity_nm
+        return np.minimum(np.maximum(tau_nm, -most - gravity), most - gravity)
+
     def step(self, tau_nm: Floats) -> None:
-        """Apply torques (7,) beyond gravity compensation for one millisecond."""
+        """Apply torques (7,), those of gravity compensation not included, for one millisecond."""
         data, model = self.data, self.model
-        self.tau_nm = np.clip(tau_nm, -self._limits.torque_nm, self._limits.torque_nm)
+        self.tau_nm = self.available(tau_nm)
         applied = self.tau_nm + self._friction * self.dq_rad_s
         if self.guide is not None:  # a hand's soft pull
             applied = applied + np.clip(60.0 * (self.guide - self.q_rad) - 8.0 * self.dq_rad_s, -20.0, 20.0)

@@ -18,6 +18,7 @@ SESSIONS = {
     "pylibfranka": ("pylibfranka", "pylibfranka"),
     "panda": ("panda_py", "panda-python"),
     "faults": ("franky", "franky-control"),
+    "pick": ("franky", "franky-control"),
 }
 
 

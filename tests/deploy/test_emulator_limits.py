@@ -109,19 +109,26 @@ def test_limits_differ_between_robots(plant: Plant) -> None:
     ("error", "torque"),
     [
         ("controller_torque_discontinuity", lambda cycle: 1.5 * (cycle > 3)),
-        ("tau_J_range_violation", lambda cycle: 0.9 * cycle),
         ("joint_velocity_violation", lambda cycle: min(0.5 * cycle, 11.0)),
     ],
 )
 def test_torque_commands_outside_a_limit(robot: Robot, error: str, torque: Callable[[int], float]) -> None:
     robot.plant.data.qpos[6] = -2.9
-    joint = 0 if error == "tau_J_range_violation" else 6
     robot.start(Generator.NONE, Controller.EXTERNAL)
     for cycle in range(2000):
-        robot.send(tau_J_d=torque(cycle) * np.eye(7)[joint])
+        robot.send(tau_J_d=torque(cycle) * np.eye(7)[6])
         if robot.errors:
             break
     assert robot.errors == {error}
+
+
+def test_motors_give_no_more_than_their_rating(robot: Robot) -> None:
+    robot.start(Generator.NONE, Controller.EXTERNAL)
+    for cycle in range(20):
+        robot.send(tau_J_d=0.9 * cycle * np.eye(7)[4])
+        assert np.abs(robot.arm.torque + robot.plant.gravity_nm)[4] <= 12.0 + 0.1  # gravity has moved on by a cycle
+    assert not robot.errors
+    assert [event["event"] for event in robot.events.since(0)].count("torque_saturated") == 1
 
 
 def test_measured_positions_beyond_the_range(robot: Robot) -> None:

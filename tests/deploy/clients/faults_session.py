@@ -99,7 +99,7 @@ with Emulator(seed=5) as emulator:
 
     # A closed connection kills the client's object; a new one works, and the arm stands.
     emulator.fault("tcp_close")
-    with pytest.raises(Exception):  # noqa: B017, PT011 (franky's own and an untranslated one)
+    with pytest.raises(Exception):  # noqa: B017 (franky's own and an untranslated one)
         while True:
             robot.state  # noqa: B018
             robot.move(franky.JointMotion([float(value) for value in robot.state.q]))
