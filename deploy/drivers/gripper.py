@@ -17,7 +17,8 @@ from deploy.drivers.base import ConnectionLost, GripperState
 REACHED_M = 0.002  # a command that ends further away has failed
 ANY_WIDTH_M = 0.08  # how much wider than asked a held thing may be: the hand's stroke
 THINNEST_M = 0.001  # closed to less than this holds nothing
-_FIRST_REPORT_S = 2.0
+SILENT_S = 3.0  # without a report for so long, the hand is lost
+_FIRST_REPORT_S = 5.0
 
 
 class Hand(Protocol):
@@ -49,6 +50,7 @@ class WorkerGripper:
         self._failure: str | None = None
         self._wanted: tuple[str, Callable[[], bool]] | None = None
         self._running = self._closing = False
+        self._stopping = 0  # stops on their way: the next command waits for them, or they would stop it too
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=work, name=f"gripper-{name}", daemon=True)
@@ -93,6 +95,7 @@ class WorkerGripper:
         """Stop what runs, end both threads and disconnect."""
         with self._changed:
             running, self._closing, self._wanted = self._running, True, None
+            self._stopping += running
             self._changed.notify_all()
         if running:
             self._interrupt()
@@ -104,6 +107,7 @@ class WorkerGripper:
         with self._changed:
             self._wanted = (name, call or self._hand.stop)
             running = self._running
+            self._stopping += running
             self._changed.notify_all()
         if running:  # a thread of its own: the library's stop waits for the hand's answer
             threading.Thread(target=self._interrupt, daemon=True).start()
@@ -114,11 +118,15 @@ class WorkerGripper:
         except Exception as error:
             with self._changed:
                 self._failure = f"stop failed: {error}"
+        finally:
+            with self._changed:
+                self._stopping -= 1
+                self._changed.notify_all()
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted is not None or self._closing)
+                self._changed.wait_for(lambda: self._closing or (self._wanted is not None and not self._stopping))
                 if self._closing or self._wanted is None:
                     return
                 name, call = self._wanted
@@ -132,14 +140,18 @@ class WorkerGripper:
                 self._changed.notify_all()
 
     def _read(self) -> None:
+        heard_s = time.monotonic()
         while not self._closing:
             try:
                 width, most, grasped = self._hand.read()
-            except Exception as error:
+            except Exception as error:  # one late report is no loss: libfranka waits a second for each
                 with self._changed:
-                    self._lost = str(error)
+                    self._lost = str(error) if time.monotonic() - heard_s > SILENT_S else None
                     self._changed.notify_all()
-                return
+                time.sleep(0.02)
+                continue
+            heard_s = time.monotonic()
             with self._changed:
-                self._state = GripperState(time_s=time.monotonic(), width_m=width, max_width_m=most, grasped=grasped)
+                self._state = GripperState(time_s=heard_s, width_m=width, max_width_m=most, grasped=grasped)
+                self._lost = None
                 self._changed.notify_all()

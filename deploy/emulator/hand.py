@@ -49,6 +49,7 @@ class Hand:
         self._running, self._at_rest_ms, self.grasped = (connection, command_id, command), 0, False
         plant = self._plant
         plant.finger_force_n = plant.hand_force_n
+        plant.finger_command_m = 0.5 * plant.finger_width_m()  # not from where a grasp's lead has put it
         if command is GripperCommand.STOP:
             self._target_m, self._speed_m_s = plant.finger_width_m(), MAX_SPEED_M_S
             self._finish(GripperStatus.SUCCESS)

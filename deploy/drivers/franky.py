@@ -1,0 +1,71 @@
+"""How does franky (MIT; libfranka in a C++ thread at 1 kHz) move the arm? Joint impedance, the default for the FR3.
+
+franky's calls release the GIL. Its trackers have no watchdog: a silent caller leaves the arm holding the last target
+(the control loop has one). A motion leaves the tracker through `TorqueStopMotion`, which ends without an error.
+Outside a motion its `state` waits for the next millisecond's datagram.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.drivers.base import Floats
+from deploy.drivers.client import ClientDriver
+
+
+class FrankyDriver(ClientDriver):
+    """An arm behind franky's joint impedance tracker."""
+
+    name = "franky"
+    module = "franky"
+
+    def _open(self) -> Any:
+        config = self._library.RealtimeConfig.Enforce if self._enforce else self._library.RealtimeConfig.Ignore
+        return self._library.Robot(self.address, realtime_config=config)
+
+    def _read(self) -> Any:
+        return self._arm.state
+
+    def _begin(self, q_rad: Floats) -> None:
+        self._motion = self._library.JointImpedanceTracker(self._arm, stiffness=self._stiffness, damping=self._damping)
+
+    def _send(self, q_rad: Floats, dq_rad_s: Floats) -> None:
+        self._motion.set_target(q_rad, dq_rad_s)
+
+    def _ended(self) -> bool:
+        return not self._arm.is_in_control
+
+    def _end(self) -> None:
+        self._motion.stop()
+
+    def _let_go(self) -> None:
+        self._arm.join_motion()
+
+    def _clear_errors(self) -> None:
+        self._arm.recover_from_errors()
+
+    def _open_hand(self) -> _Hand:
+        return _Hand(self._library.Gripper(self.address))
+
+
+class _Hand:
+    """franky's gripper; its blocking calls let other threads run."""
+
+    def __init__(self, gripper: Any) -> None:
+        self._gripper = gripper
+
+    def read(self) -> tuple[float, float, bool]:
+        state = self._gripper.state
+        return state.width, state.max_width, state.is_grasped
+
+    def move(self, width_m: float, speed_m_s: float) -> bool:
+        return bool(self._gripper.move(width_m, speed_m_s))
+
+    def grasp(self, width_m: float, speed_m_s: float, force_n: float, inner_m: float, outer_m: float) -> bool:
+        return bool(self._gripper.grasp(width_m, speed_m_s, force_n, inner_m, outer_m))
+
+    def stop(self) -> bool:
+        return bool(self._gripper.stop())
+
+    def close(self) -> None:
+        self._gripper = None

@@ -1,0 +1,429 @@
+"""The contract that every driver keeps, as a program: `python driver_contract.py <driver>` prints a JSON line a check.
+
+franky and pylibfranka cannot be imported into one process, so the tests run this once a driver.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+
+import numpy as np
+
+from deploy.drivers.base import (
+    CommandRefused,
+    ConnectionLost,
+    Mode,
+    ReflexError,
+    UserStopped,
+)
+from deploy.drivers.connect import make_driver
+from deploy.emulator.client import Emulator
+from deploy.realtime.limits import limits_of
+
+ROBOTS = {"franky": "fr3", "pylibfranka": "fr3", "panda": "fer", "twin": "fer"}
+# Of a sine of 0.04 rad and 0.06 rad/s: while a busy host keeps the caller from its next target, impedance holds the
+# last one with an offset of damping * velocity / stiffness, 0.019 rad in joint 7.
+TRACKING_RAD = 0.025
+CHECKS = []
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+class Rig:
+    """A driver and the robot behind it, whichever that is."""
+
+    def __init__(self, name):
+        self.name = name
+        self.emulator = None if name == "twin" else Emulator(robot=ROBOTS[name]).start()
+        address = "" if self.emulator is None else self.emulator.address
+        self.driver = make_driver(name, robot=ROBOTS[name], address=address)
+
+    def fresh(self):
+        """Connected, idle, without errors."""
+        if self.emulator is None:
+            self.driver.user_stop(False)
+            self.driver.connect()
+            self.driver.reset(0)
+            return self.driver
+        self.emulator.fault("clear")
+        self.driver.close()
+        self.wait_for(lambda: not self.emulator.status()["moving"])
+        self.emulator.reset(0)
+        self.driver.connect()
+        if self.driver.state().mode is not Mode.IDLE:
+            self.driver.recover()
+        return self.driver
+
+    def reflex(self, error):
+        self.driver.reflex(error) if self.emulator is None else self.emulator.fault("reflex", error=error)
+
+    def user_stop(self, pressed):
+        if self.emulator is None:
+            self.driver.user_stop(pressed)
+        else:
+            self.emulator.fault("user_stop", pressed=pressed)
+
+    def lose_connection(self):
+        self.driver.lose_connection() if self.emulator is None else self.emulator.fault("tcp_close")
+
+    def wait_for(self, condition, timeout_s=20.0):
+        until_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < until_s, "it did not happen in time"
+            time.sleep(0.005)
+
+    def raised(self, kind, call=None, timeout_s=10.0):
+        """Call `state` until it raises; return that."""
+        until_s = time.monotonic() + timeout_s
+        while time.monotonic() < until_s:
+            try:
+                (call or self.driver.state)()
+            except kind as error:
+                return error
+            time.sleep(0.002)
+        raise AssertionError(f"no {kind.__name__}")
+
+    def close(self):
+        self.driver.close()
+        if self.emulator is not None:
+            self.emulator.stop()
+
+
+def robot_sleep(driver, duration_s):
+    """Wait for so much of the robot's time: the host may be slower."""
+    end_s = driver.state().robot_time_s + duration_s
+    while driver.state().robot_time_s < end_s:
+        time.sleep(0.002)
+
+
+def follow_sine(driver, amplitude_rad=0.04, period_s=2.0, duration_s=2.0):
+    """Follow a sine in the robot's own time; return position errors and measured speeds."""
+    before = start = driver.state()
+    errors, speeds, t, omega = [], [], 0.0, 2 * np.pi / period_s
+    while t < duration_s:
+        time.sleep(0.004)
+        now = driver.state()
+        # A host that let us wait must not become a jump of the target.
+        t += min(now.robot_time_s - before.robot_time_s, 0.02)
+        before = now
+        q = start.q_rad + amplitude_rad * 0.5 * (1 - np.cos(omega * t))
+        errors.append(now.q_rad - q)
+        speeds.append(now.dq_rad_s)
+        driver.set_target(q, np.full(7, amplitude_rad * 0.5 * omega * np.sin(omega * t)))
+    return np.array(errors), np.array(speeds)
+
+
+@check
+def state_is_whole(rig):
+    driver = rig.fresh()
+    found = driver.state()
+    for name in ("q_rad", "dq_rad_s", "q_desired_rad", "tau_nm", "tau_external_nm"):
+        assert getattr(found, name).shape == (7,) and np.isfinite(getattr(found, name)).all(), name
+    assert found.wrench_n_nm.shape == (6,)
+    assert found.mode is Mode.IDLE and found.errors == ()
+    limits = limits_of(ROBOTS[rig.name])
+    assert (found.q_rad > limits.low_rad).all() and (found.q_rad < limits.high_rad).all()
+    later = driver.state()
+    rig.wait_for(lambda: driver.state().robot_time_s > later.robot_time_s)
+    assert abs(driver.state().time_s - time.monotonic()) < 1.0
+    assert driver.server_version() == (10 if ROBOTS[rig.name] == "fr3" else 5)
+
+
+@check
+def start_holds_still(rig):
+    driver = rig.fresh()
+    before = driver.state().q_rad
+    driver.start()
+    robot_sleep(driver, 0.5)
+    found = driver.state()
+    assert found.mode is Mode.MOVE
+    assert np.abs(found.q_rad - before).max() < 2e-3
+    driver.stop()
+    rig.wait_for(lambda: driver.state().mode is Mode.IDLE)
+
+
+@check
+def start_twice_is_refused(rig):
+    driver = rig.fresh()
+    driver.start()
+    try:
+        driver.start()
+    except CommandRefused:
+        return
+    finally:
+        driver.stop()
+    raise AssertionError("a second start was taken")
+
+
+@check
+def follows_a_sine(rig):
+    driver = rig.fresh()
+    driver.start()
+    errors, speeds = follow_sine(driver)
+    assert np.abs(speeds).max() > 0.04, "it did not move"
+    assert np.abs(errors).max() < TRACKING_RAD, np.abs(errors).max(axis=0)
+    driver.stop()
+
+
+@check
+def newest_target_wins(rig):
+    driver = rig.fresh()
+    driver.start()
+    q = driver.state().q_rad
+    for step in range(200):  # as fast as the caller can; only the last one counts
+        driver.set_target(q + 1e-4 * (step % 7), np.zeros(7))
+    driver.set_target(q + 0.02, np.zeros(7))
+    robot_sleep(driver, 1.5)
+    assert np.abs(driver.state().q_rad - q - 0.02).max() < 3e-3
+    driver.stop()
+
+
+@check
+def a_target_is_taken_in_microseconds(rig):
+    driver = rig.fresh()
+    driver.start()
+    q = driver.state().q_rad
+    costs = []
+    for _ in range(200):
+        begin = time.perf_counter()
+        driver.set_target(q, np.zeros(7))
+        costs.append(time.perf_counter() - begin)
+    driver.stop()
+    assert np.median(costs) < 1e-3, np.median(costs)
+
+
+@check
+def silence_holds_the_last_target(rig):
+    driver = rig.fresh()
+    driver.start()
+    q = driver.state().q_rad + 0.02
+    driver.set_target(q, np.zeros(7))
+    robot_sleep(driver, 1.0)
+    first = driver.state().q_rad
+    time.sleep(0.5)  # not a word
+    found = driver.state()
+    assert found.mode is Mode.MOVE
+    assert np.abs(found.q_rad - first).max() < 1e-3 and np.abs(found.q_rad - q).max() < 3e-3
+    driver.stop()
+
+
+@check
+def stop_is_a_ramp(rig):
+    driver = rig.fresh()
+    limits = limits_of(ROBOTS[rig.name])
+    driver.start()
+    follow_sine(driver, 0.1, duration_s=0.5)  # at its fastest now
+    moving = driver.state()
+    assert np.abs(moving.dq_rad_s).max() > 0.05
+    samples, done = [], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            status = rig.emulator.status()
+            samples.append((status["robot_ms"] / 1000.0, status["dq_rad_s"]))
+
+    if rig.emulator is not None:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+    driver.stop()
+    done.set()
+    found = driver.state()
+    assert found.mode in (Mode.IDLE, Mode.MOVE)
+    assert np.abs(found.dq_rad_s).max() < 0.03
+    if rig.emulator is not None:
+        watcher.join()
+        times = np.array([sample[0] for sample in samples])
+        speeds = np.array([sample[1] for sample in samples])
+        gaps = np.diff(times)
+        jumps = np.abs(np.diff(speeds, axis=0))[gaps > 0] / gaps[gaps > 0, None]
+        # Measured speeds overshoot commanded ones a little; a motion that is dropped shows ten times the limit.
+        assert (jumps < 1.5 * limits.acceleration_rad_s2).all(), jumps.max(axis=0)
+        assert not rig.emulator.status()["errors"]
+    driver.stop()  # twice is once
+    assert driver.state().errors == ()
+
+
+@check
+def a_motion_starts_again_after_a_stop(rig):
+    driver = rig.fresh()
+    for _ in range(3):
+        driver.start()
+        robot_sleep(driver, 0.05)
+        driver.stop()
+        rig.wait_for(lambda: driver.state().mode is Mode.IDLE)
+
+
+@check
+def a_reflex_is_raised_once_and_recovers(rig):
+    driver = rig.fresh()
+    driver.start()
+    robot_sleep(driver, 0.1)
+    rig.reflex("cartesian_reflex")
+    error = rig.raised(ReflexError)
+    assert error.errors == ("cartesian_reflex",), error.errors
+    assert driver.state().mode is Mode.REFLEX  # said once
+    assert driver.state().errors == ("cartesian_reflex",)
+    try:
+        driver.start()
+    except ReflexError:
+        pass
+    else:
+        raise AssertionError("started in a reflex")
+    driver.stop()
+    driver.recover()
+    assert driver.state().mode is Mode.IDLE
+    driver.start()
+    robot_sleep(driver, 0.1)
+    driver.stop()
+
+
+@check
+def a_user_stop_is_raised_and_waits_for_its_release(rig):
+    driver = rig.fresh()
+    driver.start()
+    robot_sleep(driver, 0.1)
+    rig.user_stop(True)
+    rig.raised(UserStopped)
+    assert driver.state().mode is Mode.USER_STOPPED
+    for call in (driver.recover, driver.start):
+        try:
+            call()
+        except UserStopped:
+            continue
+        raise AssertionError(f"{call.__name__} under a pressed user stop")
+    rig.user_stop(False)
+    rig.wait_for(lambda: driver.state().mode is not Mode.USER_STOPPED)
+    driver.recover()
+    driver.start()
+    robot_sleep(driver, 0.1)
+    driver.stop()
+
+
+@check
+def a_lost_connection_is_told_and_a_new_one_works(rig):
+    driver = rig.fresh()
+    driver.start()
+    robot_sleep(driver, 0.1)
+    rig.lose_connection()
+    rig.raised(ConnectionLost)
+    for call in (driver.state, driver.start, driver.recover):  # it stays dead
+        try:
+            call()
+        except ConnectionLost:
+            continue
+        raise AssertionError(f"{call.__name__} on a dead connection")
+    driver.stop()
+    driver.connect()
+    if driver.state().mode is not Mode.IDLE:
+        driver.recover()
+    driver.start()
+    robot_sleep(driver, 0.1)
+    driver.stop()
+    rig.wait_for(lambda: driver.state().mode is Mode.IDLE)
+
+
+@check
+def scheduling_of_this_thread_is_unchanged(rig):
+    before = os.sched_getscheduler(0)
+    driver = rig.fresh()
+    assert os.sched_getscheduler(0) == before
+    driver.start()
+    inherited = []
+    thread = threading.Thread(target=lambda: inherited.append(os.sched_getscheduler(0)))
+    thread.start()
+    thread.join()
+    found = os.sched_getscheduler(0)
+    kernel = [os.sched_getscheduler(int(task)) for task in os.listdir("/proc/self/task")]
+    driver.stop()
+    assert found == before and inherited == [before]
+    if rig.name in ("franky", "panda") and os.geteuid() == 0:
+        assert os.SCHED_FIFO in kernel, "the 1 kHz thread has no real-time priority"
+
+
+class Ticker(threading.Thread):
+    """Another Python thread: how long was it not let run?"""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.longest_s, self.done = 0.0, False
+
+    def run(self):
+        last = time.monotonic()
+        while not self.done:
+            time.sleep(0.005)
+            now = time.monotonic()
+            self.longest_s, last = max(self.longest_s, now - last), now
+
+
+@check
+def gripper_moves_while_everything_else_goes_on(rig):
+    driver = rig.fresh()
+    hand = driver.gripper()
+    driver.start()
+    wide = hand.state()
+    assert wide.max_width_m > 0.07
+    ticker = Ticker()
+    ticker.start()
+    begin_s = time.monotonic()
+    hand.move(0.01, 0.03)  # more than a second
+    assert time.monotonic() - begin_s < 0.05
+    assert hand.busy()
+    slowest_s = 0.0
+    while hand.busy():
+        before_s = time.monotonic()
+        driver.state()
+        slowest_s = max(slowest_s, time.monotonic() - before_s)
+        time.sleep(0.005)
+    ticker.done = True
+    took_s = time.monotonic() - begin_s
+    assert took_s > 0.5, took_s
+    assert ticker.longest_s < 0.5 * took_s, (ticker.longest_s, took_s)
+    assert slowest_s < 0.5 * took_s, slowest_s
+    assert hand.failure() is None
+    rig.wait_for(lambda: abs(hand.state().width_m - 0.01) < 0.003)
+    driver.stop()
+
+
+@check
+def gripper_takes_the_newest_command_and_says_what_failed(rig):
+    driver = rig.fresh()
+    hand = driver.gripper()
+    hand.move(0.0, 0.02)
+    time.sleep(0.2)
+    hand.move(0.08, 0.1)  # instead
+    rig.wait_for(lambda: not hand.busy())
+    assert hand.failure() is None
+    rig.wait_for(lambda: abs(hand.state().width_m - 0.08) < 0.003)
+    hand.grasp(0.03, 0.1, 20.0)  # nothing there
+    rig.wait_for(lambda: not hand.busy())
+    assert hand.failure() is not None
+    assert not hand.state().grasped
+    hand.move(0.06, 0.1)
+    rig.wait_for(lambda: not hand.busy())
+    assert hand.failure() is None
+
+
+def main(name):
+    rig = Rig(name)
+    try:
+        for function in CHECKS:
+            begin_s = time.monotonic()
+            try:
+                function(rig)
+                failure = None
+            except Exception:
+                failure = traceback.format_exc()
+            took_s = round(time.monotonic() - begin_s, 2)
+            print(json.dumps({"check": function.__name__, "failure": failure, "took_s": took_s}), flush=True)
+    finally:
+        rig.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
