@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deploy.drivers.base import DriverError, Mode, RobotDriver, RobotState
+from deploy.drivers.base import ConnectionLost, DriverError, Mode, RobotDriver, RobotState
 from deploy.realtime.braking import Motion
 from deploy.realtime.clock import Ticker
 from deploy.realtime.config import ControlConfig
@@ -148,7 +148,8 @@ class Controller:
                 self.driver.connect()
                 self._attach_gripper()
         except DriverError as error:
-            self._fail(error, now_s)
+            again = done is Do.CONNECT and not isinstance(error, ConnectionLost)
+            self._fail(ConnectionLost(str(error)) if again else error, now_s)
         except ValueError as error:  # outside the joints' range
             self._fail(DriverError(str(error)), now_s)
 

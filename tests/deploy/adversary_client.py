@@ -22,7 +22,7 @@ from deploy.realtime.limits import FR3, Margins
 from deploy.realtime.safety import MAX_DT_S, Box, SafetyLimits, filter_target
 
 BOX = Box(low_m=(0.2, -0.5, 0.2), high_m=(0.7, 0.5, 0.9))
-RANGE_RAD = 0.6
+RANGE_RAD = 0.4
 STILL_MS = 50
 PIECE_MS = 400  # one adversary's turn
 DT_S = 0.001

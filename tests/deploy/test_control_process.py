@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kinematic_arm import START_RAD, KinematicArm, events
+from kinematic_arm import KinematicArm, events
 
 from deploy.realtime.clock import Ticker
 from deploy.realtime.controller import ControlConfig, run_control
@@ -46,25 +46,37 @@ def make_arm(config: ControlConfig) -> KinematicArm:
     return KinematicArm(Path(config.driver_settings["folder"]), with_gripper=True)
 
 
+def settings(folder: Path, **changes: Any) -> ControlConfig:
+    """Return the settings of a control process over a kinematic arm."""
+    chosen = {"driver_settings": {"folder": str(folder)}, "machine": SETTINGS, "rate_hz": 100.0, **changes}
+    return ControlConfig(driver="kinematic", log_folder=folder / "log", **chosen)
+
+
+def wait(what: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+
+
 class Cell:
     """A control process with its mailboxes; what a policy and an operator would do to it."""
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.folder, self.log = folder, folder / "log"
+    def __init__(self, folder: Path, config: ControlConfig, make: Any = None) -> None:
+        self.folder, self.log, self.config = folder, folder / "log", config
         self.log.mkdir()
         create_mailboxes(folder)
         self.state_box = Mailbox(folder / STATE_FILE, STATE)
         self.chunk_box = Mailbox(folder / CHUNK_FILE, CHUNK)
         self.operator_box = Mailbox(folder / OPERATOR_FILE, OPERATOR)
         self.operator = np.zeros((), OPERATOR)
-        settings = {"driver_settings": {"folder": str(folder)}, "machine": SETTINGS, "rate_hz": 100.0}
-        self.config = ControlConfig(driver="kinematic", log_folder=self.log, **{**settings, **changes})
         spawn = multiprocessing.get_context("spawn")
-        self.process = spawn.Process(target=run_control, args=(self.config, folder, os.getpid(), make_arm))
+        self.process = spawn.Process(target=run_control, args=(config, folder, os.getpid(), make))
         self.process.start()
         self._ended = threading.Event()
         self._policy: threading.Thread | None = None
         self.wait_for(lambda: self.state_box.newest()[0] > 0)
+        self.home = self.state["q_rad"].copy()
 
     @property
     def state(self) -> np.ndarray:
@@ -91,7 +103,7 @@ class Cell:
         times = now_s + 0.05 * np.arange(1, 9)
         angle = 4.0 * times
         record["made_s"], record["capture_s"], record["count"] = now_s, now_s - 0.04, 8
-        record["time_s"][:8], record["q_rad"][:8] = times, START_RAD
+        record["time_s"][:8], record["q_rad"][:8] = times, self.home
         record["q_rad"][:8, 0] += 0.3 * np.sin(angle)
         record["dq_rad_s"][:8, 0] = 1.2 * np.cos(angle)
         record["gripper"][:8] = changes.pop("gripper", -1.0)
@@ -146,7 +158,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Cell]]:
     cells: list[Cell] = []
 
     def make(**changes: Any) -> Cell:
-        cells.append(Cell(tmp_path, **changes))
+        cells.append(Cell(tmp_path, settings(tmp_path, **changes), make_arm))
         return cells[-1]
 
     yield make
@@ -244,9 +256,10 @@ def test_an_exception_ends_in_a_ramped_stop(start: Callable[..., Cell]) -> None:
 
 def test_the_death_of_its_parent_ends_in_a_ramped_stop(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from test_control_process import Cell\n"
+        "import sys, time; from pathlib import Path; from test_control_process import Cell, make_arm, settings\n"
         "if __name__ == '__main__':\n"
-        "    cell = Cell(Path(sys.argv[1])); cell.policy(); print(cell.process.pid, flush=True); time.sleep(60)\n"
+        "    folder = Path(sys.argv[1]); cell = Cell(folder, settings(folder), make_arm); cell.policy()\n"
+        "    print(cell.process.pid, flush=True); time.sleep(60)\n"
     )
     (tmp_path / "parent.py").write_text(script)
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
