@@ -58,6 +58,7 @@ class GripperWorker:
     def __init__(self, gripper: GripperDriver, settings: GripperSettings) -> None:
         self._gripper, self._settings = gripper, settings
         self._hysteresis = Hysteresis(settings)
+        self.allowed = False  # set while the arm is in control: after a user stop the hand keeps still, too
         self.state: GripperState | None = None
         self.commands = 0  # that were given
         self.failures: dict[str, int] = {}  # reason -> how often
@@ -83,7 +84,7 @@ class GripperWorker:
                 if running and not self._gripper.busy():
                     running = False
                     self._note(self._gripper.failure())
-                if self.target != self._given and time.monotonic() >= next_s:
+                if self.allowed and self.target != self._given and time.monotonic() >= next_s:
                     self._command(self.target)
                     next_s, running = time.monotonic() + self._settings.interval_s, True
             except DriverError as error:

