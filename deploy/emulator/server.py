@@ -42,7 +42,7 @@ class Server:
         self.controls = Controls(self)
         self._states, self._commands = Packets("state", 1), Packets("command", 2)
         self._answer: Any = None  # the command record that answers the newest state
-        self._waiting = self._late = False
+        self._waiting = False
         self.stopping = False
 
     def serve(self) -> None:
@@ -87,6 +87,7 @@ class Server:
             packets = self._states.due(now_ms) + self._states.send(robot.state(), robot.faults, now_ms)
             for packet in packets:
                 _send_datagram(self._udp, packet, client.udp)
+            robot.timing.sent()
             self._waiting = self._lockstep and bool(packets) and robot.arm.duty
         if now_ms % REPORT_MS == 0:
             report = robot.hand.report(now_ms)
@@ -153,6 +154,7 @@ class Server:
                 continue
             robot = self.robot
             if self._is_newest(packet):
+                robot.timing.answered()
                 self._waiting = False  # whatever a fault makes of it now
             self._pass_commands(self._commands.send(packet, robot.faults, robot.arm.time_ms))
 

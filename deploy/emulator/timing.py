@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,15 @@ class Histogram:
 
 
 class Timing:
-    """Period between ticks; work: everything but waiting; wait: for the tick and the client's answer."""
+    """Period between ticks; work: all but waiting; wait: for tick and client; reply: from a state to its answer."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Begin anew."""
-        self.period, self.work, self.wait = Histogram(), Histogram(), Histogram()
-        self._before_s = 0.0
+        self.period, self.work, self.wait, self.reply = Histogram(), Histogram(), Histogram(), Histogram()
+        self._before_s = self._sent_s = 0.0
 
     def tick(self, start_s: float, sent_s: float, due_s: float, end_s: float) -> None:
         """Count a tick: its start, state sent, answer in or due, end."""
@@ -53,6 +54,17 @@ class Timing:
         self.work.add((sent_s - start_s) + (end_s - due_s))
         self.wait.add(due_s - sent_s)
 
+    def sent(self) -> None:
+        """Remember when a state went out."""
+        self._sent_s = time.monotonic()
+
+    def answered(self) -> None:
+        """Count the first answer to that state."""
+        if self._sent_s:
+            self.reply.add(time.monotonic() - self._sent_s)
+            self._sent_s = 0.0
+
     def report(self) -> dict[str, Any]:
         """Return all histograms' figures."""
-        return {"period": self.period.report(), "work": self.work.report(), "wait": self.wait.report()}
+        names = ("period", "work", "wait", "reply")
+        return {name: getattr(self, name).report() for name in names}
