@@ -19,6 +19,7 @@ from torch import Tensor
 
 from policies.normalize import Normalizer
 from toto_robot.encoders.base import Encoder
+from toto_robot.encoders.toto import TotoStream
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Observer:
         self.cameras = seen_cameras(encoder, cameras)
         self.encode_s = 0.0  # time that the last step spent in the encoder
         self.tokens: dict[str, Tensor] = {}  # camera -> (B, P, D) of the newest frame, as the feature cache has them
+        self.codes: dict[str, Tensor] = {}  # camera -> (B, P) int64, the same frames in the encoder's codes
         self._image_size = image_size
         self._oracle = sees_state(encoder)
         self.normalizer = normalizer  # may be replaced between steps, by what keeps running statistics
@@ -112,6 +114,8 @@ class Observer:
             check_images(pixels[camera], camera, self._image_size)
         frames = np.concatenate([pixels[camera] for camera in self.cameras])  # (N * B, h, w, 3), camera-major
         features = self._stream.step(frames, np.tile(reset, len(self.cameras))).cpu()  # (N * B, P, D)
+        if isinstance(self._stream, TotoStream) and self._stream.codes is not None:
+            self.codes = dict(zip(self.cameras, self._stream.codes.cpu().split(self.batch), strict=True))
         # Cached features are float16; rounding here too makes training and deployment see the same numbers.
         features = features.half().float()
         return dict(zip(self.cameras, features.split(self.batch), strict=True))

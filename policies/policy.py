@@ -68,6 +68,16 @@ class Policy:
         """Camera -> (B, P, D): the features of the frames that the last `act` saw, rounded to float16."""
         return {} if self._observer is None else self._observer.tokens
 
+    @property
+    def codes(self) -> dict[str, Tensor]:
+        """Camera -> (B, P) int64: the same frames in the codes of a Toto's tokenizer; {} for another encoder."""
+        return {} if self._observer is None else self._observer.codes
+
+    @property
+    def encoder(self) -> Encoder:
+        """What the policy sees through."""
+        return self._encoder
+
     def reset(
         self, rows: np.ndarray | None = None, batch: int | None = None, seeds: Sequence[int] | None = None
     ) -> None:

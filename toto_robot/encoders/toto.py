@@ -25,6 +25,7 @@ from toto_robot.encoders.base import (
 from toto_robot.models import hub
 from toto_robot.models.cuda_graph import CudaGraph
 from toto_robot.models.streaming import check_policy, open_stream
+from toto_robot.models.surprise import SurpriseStream
 from toto_robot.models.toto import Toto
 from toto_robot.tokenizers.load import AnyTokenizer, save_tokenizer
 
@@ -101,6 +102,17 @@ class TotoEncoder:
         """Open a stream of `batch` rows; with `cuda_graph` a step is recorded once and replayed, on a GPU only."""
         return TotoStream(self, self._fast_model, batch, cuda_graph)
 
+    @torch.no_grad()
+    def surprise_stream(self, batch: int, context_frames: int) -> SurpriseStream:
+        """Open a stream that measures surprise, with a memory of its own; call it by `surprise`."""
+        with autocast(self.precision, self.device):
+            return SurpriseStream(self._fast_model, batch, context_frames)
+
+    def surprise(self, stream: SurpriseStream, codes: Tensor, restart: Tensor | None = None) -> Tensor:
+        """Return the nats (B, P) of tokens (B, P), the next frame of every row of the stream."""
+        with autocast(self.precision, self.device):
+            return stream.step(codes, restart)
+
     def save(self, folder: Path) -> None:
         """Write backbone and tokenizer, the layout of a pretrained model."""
         hub.save_pretrained(self.model, folder)
@@ -135,6 +147,7 @@ class TotoStream:
                 fixed_shapes=cuda_graph,
             )  # fmt: skip
         self._started = False
+        self.codes: Tensor | None = None  # (B, P) of the newest frames
         self._tokenize: Callable[[Tensor], Tensor] = encoder.fitted_codes
         self._advance: Callable[[Tensor, Tensor], Tensor] = self._features
         if cuda_graph:
@@ -160,7 +173,7 @@ class TotoStream:
             if rows.shape != restart.shape or rows.dtype != torch.bool:
                 raise ValueError(f"reset must be boolean ({self._batch},), got {rows.dtype} {tuple(rows.shape)}")
             restart |= rows
-        self._started = True
+        self._started, self.codes = True, codes
         features = self._advance(codes.to(restart.device), restart)
         return features.clone() if isinstance(self._advance, CudaGraph) else features  # a graph writes over its last
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from toto_robot.models.surprise import SurpriseStream, float_logits
 from toto_robot.models.toto import Toto
 
 Randomness = torch.Generator | Sequence[torch.Generator] | None
@@ -36,7 +36,7 @@ def generate(
     made = [codes.flatten(1).long().to(ids.device)]
     for _ in range(new_tokens):
         output = model(ids, layers=(config.layers,), logits=False, cache=cache)
-        last = _logits(model, output.features[config.layers][:, -1:])[:, 0]  # (B, V)
+        last = float_logits(model, output.features[config.layers][:, -1:])[:, 0]  # (B, V)
         code = draw(last[:, config.first_visual_id :], temperature, top_k, top_p, generator)
         made.append(code)
         ids = code + config.first_visual_id
@@ -49,24 +49,13 @@ def generate(
 def surprise(model: Toto, codes: Tensor, *, on_frame: Callable[[], object] | None = None) -> Tensor:
     """Return the negative log-likelihood in nats (B, T, P) float32 of each token of codes (B, T, P) given all before.
 
-    The likelihood is over all ids, as in the training loss; beyond the trained length over visual ids, since there the
-    model has learned that the end id comes. Frames go through the ring of a stream, one a call, which equals the full
-    forward at any length for the memory of one window.
+    As a stream has it (`SurpriseStream`), with the memory of one window.
     """
-    config, device = model.config, model.embed.weight.device
     _check_codes(model, codes)
-    ids = codes.to(device).long() + config.first_visual_id  # (B, T, P)
-    start = torch.full((len(ids), 1), config.start_video_id, device=device)
-    before = _last_layer(model, start)
-    ring = model.ring(len(ids))
+    stream = SurpriseStream(model, len(codes))
     nats = []
-    for index, frame in enumerate(ids.unbind(1)):
-        here = model(frame, layers=(config.layers,), logits=False, cache=ring).features[config.layers]
-        logits = _logits(model, torch.cat([before, here[:, :-1]], dim=1))  # (B, P, V): each predicts the next token
-        if index >= config.frames:
-            logits[..., : config.first_visual_id] = -torch.inf
-        nats.append(F.cross_entropy(logits.transpose(1, 2), frame, reduction="none"))
-        before = here[:, -1:]
+    for frame in codes.unbind(1):
+        nats.append(stream.step(frame))
         if on_frame is not None:
             on_frame()
     return torch.stack(nats, dim=1)
@@ -107,20 +96,6 @@ def _gumbel(logits: Tensor, generator: Randomness) -> Tensor:
         return -torch.empty_like(logits, device=device).exponential_(generator=generator).log().to(logits.device)
     rows = [torch.empty(logits.shape[1:], device=one.device).exponential_(generator=one) for one in generator]
     return -torch.stack([row.to(logits.device) for row in rows]).log()
-
-
-def _last_layer(model: Toto, ids: Tensor) -> Tensor:
-    layers = model.config.layers
-    return model(ids, layers=(layers,), logits=False).features[layers]
-
-
-def _logits(model: Toto, x: Tensor) -> Tensor:
-    """Return float32 logits (B, L, V) of the last layer's output, whatever the autocast.
-
-    bfloat16 rounds a logit of 10 to steps of 0.06, which is 6 % of a probability.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return model.logits(x.float())
 
 
 def _check(
