@@ -1,8 +1,13 @@
 """Do packet faults do to packets what their names say, when they are on and not when they are over?"""
 
+import json
+import time
+from pathlib import Path
+
 import pytest
 
 from deploy.emulator import faults
+from deploy.emulator.client import Emulator
 from deploy.emulator.faults import Fault, Packets
 
 
@@ -85,3 +90,17 @@ def test_time_limited_faults_end() -> None:
 def test_bad_faults_are_refused(name: str, parameters: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         faults.check(name, parameters)
+
+
+def test_the_event_file_has_what_the_emulator_says(tmp_path: Path) -> None:
+    with Emulator(event_file=tmp_path / "events.jsonl") as emulator:
+        emulator.fault("user_stop", duration_ms=20)
+        emulator.reset(5)
+        deadline_s = time.monotonic() + 20.0
+        while not emulator.events(event="fault_over"):
+            assert time.monotonic() < deadline_s, "the user stop does not end"
+        told = emulator.events()
+        assert emulator.events(since=told[0]["number"]) == told[1:]
+    written = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert written == told
+    assert [event["number"] for event in told] == list(range(1, len(told) + 1))

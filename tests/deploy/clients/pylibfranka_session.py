@@ -1,5 +1,7 @@
 """pylibfranka against the emulator: connect, state, position, velocity and torque motions, limits, async, hand."""
 
+import time
+
 import numpy as np
 import pylibfranka as fci
 import pytest
@@ -83,6 +85,11 @@ with Emulator(seed=5) as emulator:
     robot.automatic_error_recovery()
     emulator.fault("clear")
 
+    # In lockstep the robot waits for a client that the host held up.
+    lost = emulator.status()["lost"]
+    position_motion(robot, offset * 0.1, midway=lambda: time.sleep(0.15))
+    assert emulator.status()["lost"] == lost
+
     # Targets at any rate, the robot interpolates.
     handler = fci.AsyncPositionControlHandler
     settings = handler.Configuration(maximum_joint_velocities=[0.5] * 7, goal_tolerance=1e-3)
@@ -105,4 +112,9 @@ with Emulator(seed=5) as emulator:
     assert hand.move(0.03, 0.1)
     assert not hand.grasp(0.02, 0.1, 20.0), "there is nothing to grasp"
     assert not hand.read_once().is_grasped
+
+with Emulator(seed=5, pacing="strict") as emulator:
+    robot = fci.Robot(emulator.address, fci.RealtimeConfig.kIgnore)
+    with pytest.raises(fci.ControlException, match="communication_constraints_violation"):
+        position_motion(robot, offset * 0.1, midway=lambda: time.sleep(0.15))
 print("pylibfranka: all well")
