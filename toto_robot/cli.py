@@ -168,6 +168,14 @@ COMMANDS: dict[str, Command] = {
             "deploy policy=my_bundle robot=fr3 address=172.16.0.2 cameras=[front=opencv:0,wrist=opencv:2] dry_run=true",
         ),
     ),
+    "deploy-check": Command(
+        "deploy.preflight:deploy_check",
+        "is everything ready before an arm moves: versions, real time, connection, joints, cameras, policy latency",
+        (
+            "deploy-check robot=fr3 address=172.16.0.2",
+            "deploy-check robot=fr3 address=172.16.0.2 hold=true cameras=[front=opencv:0] policy=my_bundle",
+        ),
+    ),
     "emulator": Command(
         "deploy.emulator.command:emulator",
         "a Franka arm in software: unmodified libfranka clients drive the scene of a task over the real protocol",
@@ -493,8 +501,10 @@ def _set_threads() -> None:
 
     Where OMP_NUM_THREADS is set, a user shares the cores among several commands: torch has read it.
     """
-    import torch
-
+    try:
+        import torch
+    except ImportError:  # the computer beside the arm has none; a command that needs it says so itself
+        return
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 

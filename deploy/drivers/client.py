@@ -31,17 +31,9 @@ from deploy.drivers.base import (
 )
 from deploy.drivers.gripper import Hand, WorkerGripper
 from deploy.drivers.impedance import DAMPING, RAMP_HZ, STIFFNESS, gains, ramp
+from deploy.drivers.library_state import convert, flags, mode_of
 from deploy.realtime.limits import limits_of
 
-_MODES = {
-    "Other": Mode.OTHER,
-    "Idle": Mode.IDLE,
-    "Move": Mode.MOVE,
-    "Guiding": Mode.GUIDING,
-    "Reflex": Mode.REFLEX,
-    "UserStopped": Mode.USER_STOPPED,
-    "AutomaticErrorRecovery": Mode.RECOVERING,
-}
 _AT_REST_RAD_S = 0.01
 _SETTLE_S = 1.0
 _FRESH_S = 0.1  # a target older than this is no longer passed at its velocity
@@ -124,6 +116,8 @@ class ClientDriver:
         """Connect, with a new object of the library: one that has timed out never works again."""
         self._drop()
         self._library = self._import()
+        if self._enforce and not scheduling.realtime_kernel():  # libfranka 0.9 would say so at the first motion only
+            raise self._no_realtime("/sys/kernel/realtime is not 1")
         with scheduling.unchanged():
             try:
                 self._arm = self._open()
@@ -254,7 +248,7 @@ class ClientDriver:
             ) from error
 
     def _why_not_connected(self, error: Exception) -> DriverError:
-        speaks, server = versions.SPEAKS[self.name], versions.ask_version(self.address)
+        speaks, server = versions.SPEAKS[self.name], versions.ask_until_free(self.address)
         if server is None:
             return Unreachable(
                 f"no robot answers at {self.address}:{versions.PORT}: is it on, FCI activated in Desk, no other client "
@@ -266,11 +260,14 @@ class ClientDriver:
                 f"{versions.installed(self.name)} speaks {speaks}: {versions.advice(server)}"
             )
         if self._enforce:
-            return RealtimeRefused(
-                f"realtime=enforce: this kernel or this user's limits give no real time ({error}): boot a PREEMPT_RT "
-                "kernel and allow rtprio 99 and memlock, or use realtime=ignore"
-            )
+            return self._no_realtime(error)
         return DriverError(f"the robot at {self.address} answers, but {self.name} cannot connect: {error}")
+
+    def _no_realtime(self, reason: Exception | str) -> RealtimeRefused:
+        return RealtimeRefused(
+            f"realtime=enforce: this kernel or this user's limits give no real time ({reason}): boot a PREEMPT_RT "
+            "kernel and allow rtprio 99 and memlock, or use realtime=ignore"
+        )
 
     def _check_connected(self) -> None:
         if self._arm is None:
@@ -286,22 +283,7 @@ class ClientDriver:
             raise ConnectionLost(f"the connection to {self.address} is dead ({error}): connect() anew") from error
 
     def _state(self) -> RobotState:
-        found = self._raw()
-        mode = _mode(found)
-        return RobotState(
-            time_s=time.monotonic(),
-            robot_time_s=found.time.to_sec(),
-            q_rad=np.array(found.q),
-            dq_rad_s=np.array(found.dq),
-            q_desired_rad=np.array(found.q_d),
-            tau_nm=np.array(found.tau_J),
-            tau_external_nm=np.array(found.tau_ext_hat_filtered),
-            wrench_n_nm=np.array(found.O_F_ext_hat_K),
-            mode=mode,
-            # 20 us for 41 flags, which are all false while the arm moves
-            errors=() if mode is Mode.MOVE else flags(found.current_errors),
-            command_success_rate=float(found.control_command_success_rate),
-        )
+        return convert(self._raw())
 
     def _finish(self) -> None:
         """Note what ended the motion, for the next `state`."""
@@ -319,7 +301,7 @@ class ClientDriver:
         except ConnectionLost as lost:
             return lost
         errors = flags(found.current_errors) or flags(found.last_motion_errors)
-        why = ended_by(_mode(found), errors)
+        why = ended_by(mode_of(found), errors)
         why.__cause__ = cause
         return why
 
@@ -342,12 +324,3 @@ class ClientDriver:
             self._gripper.close()
             self._gripper = None
         self._running, self._motion, self._arm = False, None, None
-
-
-def _mode(found: Any) -> Mode:
-    return _MODES.get(found.robot_mode.name.removeprefix("k"), Mode.OTHER)
-
-
-def flags(errors: Any) -> tuple[str, ...]:
-    """Return the names of the errors that are set in a library's `Errors`."""
-    return tuple(name for name in dir(errors) if not name.startswith("_") and getattr(errors, name) is True)

@@ -10,8 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 PRIORITY = 99  # what libfranka takes for its control thread
+
+
+def realtime_kernel() -> bool:
+    """Say whether libfranka takes this kernel for a real-time one."""
+    flag = Path("/sys/kernel/realtime")
+    return flag.exists() and flag.read_text().strip() == "1"
 
 
 def current() -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -101,6 +102,14 @@ def ask_version(address: str, timeout_s: float = 1.0) -> int | None:
     except OSError:
         return None
     return _version(answer)
+
+
+def ask_until_free(address: str, patience_s: float = 1.5) -> int | None:
+    """Ask again for a while: a robot that has just refused a client needs a moment until it answers the next."""
+    until_s = time.monotonic() + patience_s
+    while (found := ask_version(address)) is None and time.monotonic() < until_s:
+        time.sleep(0.05)
+    return found
 
 
 def _version(answer: bytes) -> int | None:

