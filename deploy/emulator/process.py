@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.emulator.cameras import Cameras
+from deploy.emulator.connections import CONTROL_PORT, listen
 from deploy.emulator.robot import EmulatedRobot
 from deploy.emulator.server import PACINGS, Server
 
@@ -51,6 +52,7 @@ def env_id(name: str) -> str:
 
 def make_server(settings: Settings) -> Server:
     """Return a server that listens."""
+    listen(settings.address, CONTROL_PORT).close()  # a taken address is said before the scene is loaded
     event_file = Path(settings.event_file) if settings.event_file else None
     robot = EmulatedRobot(env_id(settings.env), settings.options, settings.robot, settings.seed, event_file)
     server = Server(robot, settings.address, settings.pacing)

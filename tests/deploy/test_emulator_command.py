@@ -34,7 +34,7 @@ def test_ctrl_c_ends_it_with_its_events_written(tmp_path: Path) -> None:
     assert f"fr3 at {address}" in process.stdout.readline()
     time.sleep(1.0)  # the status line runs
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to both processes
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     assert "wrote" in out
     assert "robot s, idle, no client" in error
@@ -44,7 +44,7 @@ def test_ctrl_c_ends_it_with_its_events_written(tmp_path: Path) -> None:
 def test_a_taken_address_is_one_line(tmp_path: Path) -> None:
     with Emulator() as emulator:
         process = console(f"address={emulator.address}", cwd=tmp_path)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=150)
     assert process.returncode == 1
     assert "another emulator may run there" in error
 
