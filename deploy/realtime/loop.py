@@ -37,6 +37,7 @@ from deploy.realtime.safety import MAX_DT_S, GraspPoint, filter_target
 from deploy.realtime.ticklog import TickLog
 
 _LONGEST_RAMP_S = 2.0
+_SHORTEST_S = 1e-4
 
 
 class Controller:
@@ -61,6 +62,7 @@ class Controller:
         self._policy_stop = False
         self._active = self.limits  # widened where a motion starts outside the margins
         self._command = Motion(np.zeros(7), np.zeros(7), np.zeros(7))
+        self._robot_s, self._credit_s = 0.0, 0.0  # the robot's clock, and how much of it commands have not used yet
         self._gripper: GripperWorker | None = None
         self.gripper_commands, self.gripper_failures = 0, Counter[str]()
         self.log = TickLog(config.log_folder / TICK_FILE, config.rate_hz) if config.log_folder else None
@@ -104,7 +106,7 @@ class Controller:
             )
         )
         self._act(done, state, now_s)
-        guards, wish = self._command_arm(state, now_s, dt_s)
+        guards, wish = self._command_arm(state, now_s, self._in_robot_time(dt_s, state))
         self._publish(number, state, wish)
         if self.log is not None:
             self._log(self.log, number, deadline_s, now_s, state, guards, wish)
@@ -158,6 +160,21 @@ class Controller:
         self.machine.step(
             Seen(now_s=now_s, chunk_made_s=-np.inf, confirmations=confirmations, mode=Mode.OTHER, failure=error)
         )
+
+    def _in_robot_time(self, dt_s: float, state: RobotState | None) -> float:
+        """Return the time step, no longer than what passed for the robot since the last one.
+
+        Limits hold in the robot's time. Its clock runs behind ours when states are late, or in an emulator that waits
+        for its client; the slack is for states that are not read at the millisecond.
+        """
+        if state is None:
+            return dt_s
+        passed_s, self._robot_s = state.robot_time_s - self._robot_s, state.robot_time_s
+        slack_s = 2.0 / self.config.rate_hz
+        self._credit_s = min(self._credit_s + max(passed_s, 0.0), dt_s + slack_s)
+        step_s = max(min(dt_s, self._credit_s), _SHORTEST_S)
+        self._credit_s -= step_s
+        return step_s
 
     def _command_arm(self, state: RobotState | None, now_s: float, dt_s: float) -> tuple[int, Wish | None]:
         """Send the next command; return the guards that acted and what was asked for."""

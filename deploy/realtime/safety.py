@@ -121,10 +121,8 @@ def filter_target(
     guards |= _flag(mixed, Guard.STOP)
     if limits.box is not None:
         assert limits.grasp_point is not None
-        before, after = (
-            limits.box.excess_m(limits.grasp_point(resting_point(motion, limits.braking)))
-            for motion in (command, halted)
-        )
+        ends = np.stack([resting_point(motion, limits.braking) for motion in (command, halted)])
+        before, after = limits.box.excess_m(limits.grasp_point(ends))
         leaves = after > before + 1e-9
         guards |= _flag(leaves, Guard.WORKSPACE)
         if np.any(leaves):
