@@ -64,6 +64,7 @@ class InferenceConfig:
     cameras: Mapping[str, tuple[Path, tuple[int, int]]]
     log_folder: Path
     camera: CameraSettings = field(default_factory=CameraSettings)
+    speed: float = 1.0  # of the arm, a share of what the policy asks for
     device: str = "cpu"
     threads: int = 1
 
@@ -164,7 +165,7 @@ class PolicyLoop:
 
     def __init__(self, config: InferenceConfig, folder: Path, policy: Any) -> None:
         self._policy, self._config = policy, config
-        self._interface = TaskInterface(policy.task)
+        self._interface = TaskInterface(policy.task, config.speed)
         size = int(policy.task["image_size"])
         self._readers = {
             name: CameraReader(name, path, size, config.camera, shape)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from deploy.cameras.capture import CaptureProcess, CaptureSettings, make_source
 from deploy.drivers.connect import DEFAULT
 from deploy.emulator.client import Emulator
+from deploy.episode_log import append_episode
 from deploy.operator_keys import OperatorKeys
 from deploy.policy_loop import InferenceConfig, check_rate
 from deploy.realtime.controller import ControlConfig
@@ -40,7 +41,7 @@ ROBOTS = ("emulator", "fr3", "fer")
 _STATUS_S = 0.1  # between two questions to the emulator
 _SETTLE_S = 0.5  # after a reset: the hand reports ten times a second
 _SLOWEST = 8.0  # times the horizon that an emulated episode may take on a busy host
-_FRAMES_S = 20.0
+_EMULATED_COLLISION = 100.0  # a hand that closes on a thing on a table presses with more than the arm's default of 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,12 @@ class DeployConfig:
     episodes: int = 1  # how many
     first_seed: int = 1_000_000  # of the emulator's scenes: first_seed, first_seed + 1, ...
     horizon: int | None = None  # policy steps of an episode; null is the bundle's
+    speed: float = (
+        0.7  # share of each action that the arm does; at 1 it overshoots: arms accelerate slower than simulated ones
+    )
+    collision: float | None = (
+        None  # contact threshold, N and N m, of driver franky; null: 100 emulated, the arm's own else
+    )
     rate_hz: float = 100.0  # of the control loop
     realtime: str = "ignore"  # or enforce: refuse a kernel without real time
     realtime_priority: int = 0  # SCHED_FIFO of the control loop, 1 to 98; 0 is none
@@ -99,7 +106,7 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
         )
         control = control_config(config, emulator.address if emulator else str(config.address), description, run_dir)
         inference = InferenceConfig(
-            bundle=Path(config.policy), cameras=cameras, log_folder=run_dir, device=config.device
+            bundle=Path(config.policy), cameras=cameras, log_folder=run_dir, device=config.device, speed=config.speed
         )
         session = stack.enter_context(Session(folder, control, inference))
         measured = session.inference.wait_ready()
@@ -133,6 +140,7 @@ def run_episodes(
             outcomes.append({"episode": number, "seed": seed, **asdict(outcome), **_robot_says(emulator)})
             lines.write(json.dumps(outcomes[-1]) + "\n")
             lines.flush()
+            append_episode(run_dir, task, number, seed, outcome.ended == "success")
             if outcome.ended in ("died", "operator"):
                 tqdm.write(f"ended: {outcome.ended} {outcome.reason}")
                 break
@@ -170,8 +178,11 @@ def emulator_judge(emulator: Emulator, keys: OperatorKeys) -> Callable[[], str |
 def control_config(config: DeployConfig, address: str, description: Any, run_dir: Path) -> ControlConfig:
     """Return the control process's settings: an arm holds after two policy periods without a plan."""
     period_s = 1.0 / float(description["task"]["control_rate_hz"])
+    driver = config.driver or DEFAULT[config.arm]
+    collision = config.collision or (_EMULATED_COLLISION if config.robot == "emulator" else None)
     return ControlConfig(
-        driver=config.driver or DEFAULT[config.arm],
+        driver=driver,
+        driver_settings={"collision": collision} if collision and driver == "franky" else {},
         robot=config.arm,
         address=address,
         realtime=config.realtime,

@@ -73,11 +73,15 @@ class Command(NamedTuple):
 class TaskInterface:
     """Proprioception and actions of a bundle's `task`. ValueError for one that no Franka arm can do."""
 
-    def __init__(self, task: Mapping[str, Any]) -> None:
+    def __init__(self, task: Mapping[str, Any], speed: float = 1.0) -> None:
+        """`speed` scales what the arm does of every action, above 0 to 1."""
         check_task(task)
+        if not 0.0 < speed <= 1.0:
+            raise ValueError(f"speed scales the arm's actions, above 0 to 1, got {speed}")
         self._robot = TRAINED[task["robot"]]
         self._mode = task["action_mode"]
-        self._scale = np.asarray(task["action_scale"], np.float64)
+        self._scale = np.array(task["action_scale"], np.float64)
+        self._scale[:-1] *= speed  # the last entry is the gripper's
         self.period_s = 1.0 / float(task["control_rate_hz"])
         self._lead_rad = self._robot.speed_rad_s * LAG_S[task["preset"]]
         self._step_rad = self._robot.speed_rad_s * self.period_s

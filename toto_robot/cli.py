@@ -176,6 +176,11 @@ COMMANDS: dict[str, Command] = {
             "deploy-check robot=fr3 address=172.16.0.2 hold=true cameras=[front=opencv:0] policy=my_bundle",
         ),
     ),
+    "deploy-report": Command(
+        "deploy.report:deploy_report",
+        "draw a deployment: joint tracking, latencies, guards, pictures, and a replay in the twin",
+        ("deploy-report data=outputs/deploy/default episode=3",),
+    ),
     "emulator": Command(
         "deploy.emulator.command:emulator",
         "a Franka arm in software: unmodified libfranka clients drive the scene of a task over the real protocol",
