@@ -57,12 +57,8 @@ class DeployConfig:
     episodes: int = 1  # how many
     first_seed: int = 1_000_000  # of the emulator's scenes: first_seed, first_seed + 1, ...
     horizon: int | None = None  # policy steps of an episode; null is the bundle's
-    speed: float = (
-        0.7  # share of each action that the arm does; at 1 it overshoots: arms accelerate slower than simulated ones
-    )
-    collision: float | None = (
-        None  # contact threshold, N and N m, of driver franky; null: 100 emulated, the arm's own else
-    )
+    speed: float = 0.7  # share of each action that the arm does; real arms accelerate slower, at 1 they overshoot
+    collision: float | None = None  # contact threshold, N and N m (franky); null: the arm's own, 100 if emulated
     rate_hz: float = 100.0  # of the control loop
     realtime: str = "ignore"  # or enforce: refuse a kernel without real time
     realtime_priority: int = 0  # SCHED_FIFO of the control loop, 1 to 98; 0 is none
