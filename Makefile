@@ -47,6 +47,7 @@ bench: setup           ## every benchmark, ours and the peer in one run
 	$(BIN)/python benchmarks/pretrain_speed.py
 	$(BIN)/python benchmarks/pretrain_parts.py
 	$(BIN)/python benchmarks/stream_latency.py nano --tokenizers dvae local
+	$(BIN)/python benchmarks/control_jitter.py
 
 clean:
 	rm -rf $(VENV) outputs

@@ -38,8 +38,8 @@ class KinematicArm:
 
     name, robot = "kinematic", "fr3"
 
-    def __init__(self, folder: Path, *, with_gripper: bool = False, start_rad: np.ndarray = START_RAD) -> None:
-        self.folder, self.q, self.dq = folder, start_rad.copy(), np.zeros(7)
+    def __init__(self, folder: Path, *, with_gripper: bool = False, slowness: float = 1.0) -> None:
+        self.folder, self.q, self.dq, self._slowness = folder, START_RAD.copy(), np.zeros(7), slowness
         self.mode, self.moving, self.dead = Mode.IDLE, False, True
         self._hand = KinematicHand(self) if with_gripper else None
         (folder / "faults").mkdir(exist_ok=True)
@@ -76,7 +76,7 @@ class KinematicArm:
         now_s = time.monotonic()
         return RobotState(
             time_s=now_s,
-            robot_time_s=now_s,
+            robot_time_s=now_s / self._slowness,
             q_rad=self.q.copy(),
             dq_rad_s=self.dq.copy(),
             q_desired_rad=self.q.copy(),

@@ -43,12 +43,14 @@ SETTINGS = MachineSettings(stale_s=0.2, stop_s=0.5, pause_s=0.05)
 
 
 def make_arm(config: ControlConfig) -> KinematicArm:
-    return KinematicArm(Path(config.driver_settings["folder"]), with_gripper=True)
+    slowness = config.driver_settings.get("slowness", 1.0)
+    return KinematicArm(Path(config.driver_settings["folder"]), with_gripper=True, slowness=slowness)
 
 
 def settings(folder: Path, **changes: Any) -> ControlConfig:
     """Return the settings of a control process over a kinematic arm."""
-    chosen = {"driver_settings": {"folder": str(folder)}, "machine": SETTINGS, "rate_hz": 100.0, **changes}
+    driver = {"folder": str(folder), **changes.pop("driver_settings", {})}
+    chosen = {"driver_settings": driver, "machine": SETTINGS, "rate_hz": 100.0, **changes}
     return ControlConfig(driver="kinematic", log_folder=folder / "log", **chosen)
 
 
@@ -408,6 +410,28 @@ def test_the_gripper_gets_few_commands(start: Callable[..., Cell]) -> None:
     assert len(told) <= 3 and report["gripper_commands"] == len(told)
     assert report["gripper_failures"] == {"nothing held": 1}
     assert min(np.diff([one["time_s"] for one in told])) >= 0.6
+
+
+def test_commands_keep_their_limits_in_the_robots_time(start: Callable[..., Cell]) -> None:
+    # A robot whose clock runs at a third of ours, as an emulator's does that waits for its client.
+    cell = start(driver_settings={"slowness": 3.0})
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    time.sleep(1.5)
+    cell.silence()
+    cell.ask(quit=True)
+    cell.end()
+    ticks = read_ticks(cell.log / TICK_FILE)
+    ticks = ticks[ticks["machine"] == Machine.RUNNING]
+    travelled = np.abs(np.diff(ticks["command_q_rad"], axis=0)).max(axis=1).sum()
+    assert travelled > 0.2
+    window = 20  # ticks: longer than the slack of two
+    moved = np.abs(ticks["command_q_rad"][window:] - ticks["command_q_rad"][:-window]).max(axis=1)
+    passed_s = ticks["robot_time_s"][window:] - ticks["robot_time_s"][:-window]
+    assert (moved <= 0.8 * 2.62 * (passed_s + 0.06)).all()
+    speed = np.abs(ticks["command_dq_rad_s"]).max(axis=1)
+    integral = (speed[1:] * np.diff(ticks["robot_time_s"])).sum()
+    assert travelled == pytest.approx(integral, rel=0.25)  # three times as far by the host's clock
 
 
 def test_a_late_loop_skips_deadlines_instead_of_bursting() -> None:
