@@ -15,6 +15,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -169,7 +170,9 @@ def main() -> int:
         )
         for _ in range(arguments.loads):
             stack.callback(subprocess.Popen([sys.executable, "-c", LOAD]).kill)
-        ours, peer, report = measure(config, arguments.seconds, memory_folder())
+        folder = memory_folder()
+        stack.callback(shutil.rmtree, folder)
+        ours, peer, report = measure(config, arguments.seconds, folder)
         robot = emulator.status()["timing"] if emulator else {}
     result = {
         "name": "tick",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_control_process import Cell, wait
+from control_cell import Cell, wait
 
 from deploy.emulator.client import Emulator
 from deploy.realtime.controller import ControlConfig
