@@ -16,6 +16,7 @@ from typing import Any
 from deploy.drivers import versions
 from deploy.drivers.base import ConnectionLost, Floats
 from deploy.drivers.client import ClientDriver
+from deploy.drivers.remote_hand import RemoteHand
 
 
 class PandaDriver(ClientDriver):
@@ -78,10 +79,8 @@ class PandaDriver(ClientDriver):
     def _clear_errors(self) -> None:
         self._arm.get_robot().automatic_error_recovery()
 
-    def _open_hand(self) -> _Hand:
-        from panda_py import libfranka
-
-        return _Hand(libfranka.Gripper(self.address))
+    def _open_hand(self) -> RemoteHand:
+        return RemoteHand("panda_py.libfranka", self.address)
 
 
 def _shut(host: str) -> None:
@@ -90,26 +89,3 @@ def _shut(host: str) -> None:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number))) as found:
             if found.getpeername() == (host, versions.PORT):
                 found.shutdown(socket.SHUT_RDWR)
-
-
-class _Hand:
-    """libfranka's gripper; panda_py's binding lets other threads run while it blocks."""
-
-    def __init__(self, gripper: Any) -> None:
-        self._gripper = gripper
-
-    def read(self) -> tuple[float, float, bool]:
-        state = self._gripper.read_once()
-        return state.width, state.max_width, state.is_grasped
-
-    def move(self, width_m: float, speed_m_s: float) -> bool:
-        return bool(self._gripper.move(width_m, speed_m_s))
-
-    def grasp(self, width_m: float, speed_m_s: float, force_n: float, inner_m: float, outer_m: float) -> bool:
-        return bool(self._gripper.grasp(width_m, speed_m_s, force_n, inner_m, outer_m))
-
-    def stop(self) -> bool:
-        return bool(self._gripper.stop())
-
-    def close(self) -> None:
-        self._gripper = None

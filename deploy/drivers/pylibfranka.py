@@ -69,4 +69,4 @@ class PylibfrankaDriver(ClientDriver):
         self._arm.automatic_error_recovery()
 
     def _open_hand(self) -> RemoteHand:
-        return RemoteHand(self.address)
+        return RemoteHand(self.module, self.address)

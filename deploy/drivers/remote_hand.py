@@ -1,11 +1,13 @@
 """How does a gripper library that holds the GIL for seconds serve a process that must not stop? From two others.
 
 One runs the blocking commands, one reads reports and stops: a stop must get through while a command blocks. This side
-waits on pipes, which lets other threads run. `python -m deploy.drivers.remote_hand <address>` answers JSON lines.
+waits on pipes, which lets other threads run. pylibfranka holds the GIL in every call, panda_py while it waits for a
+report, 100 ms. `python -m deploy.drivers.remote_hand <library> <address>` answers JSON lines.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -16,11 +18,11 @@ from typing import Any
 
 
 class RemoteHand:
-    """A `Hand` whose calls are those of pylibfranka.Gripper in other processes."""
+    """A `Hand` whose calls are those of a library's `Gripper` in other processes."""
 
-    def __init__(self, address: str) -> None:
-        """Connect both. RuntimeError if nobody answers at the address."""
-        self._commands, self._reports = _Remote(address), _Remote(address)
+    def __init__(self, library: str, address: str) -> None:
+        """Connect both; `library` is the module that has `Gripper`. RuntimeError if nobody answers at the address."""
+        self._commands, self._reports = _Remote(library, address), _Remote(library, address)
         try:
             for remote in (self._commands, self._reports):
                 remote.answer()
@@ -54,11 +56,11 @@ class RemoteHand:
 class _Remote:
     """One process and the pipes to it; one call at a time."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, library: str, address: str) -> None:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.drivers.remote_hand", address],
+            [sys.executable, "-m", "deploy.drivers.remote_hand", library, address],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,7 +94,7 @@ class _Remote:
         self._process.wait()
 
 
-def serve(address: str) -> None:
+def serve(library: str, address: str) -> None:
     """Connect, then answer [name, arguments] with [done, value], a line each, until the input ends."""
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not become an answer
@@ -101,9 +103,7 @@ def serve(address: str) -> None:
         output.write(json.dumps([done, value]) + "\n")
 
     try:
-        import pylibfranka
-
-        hand = pylibfranka.Gripper(address)
+        hand = importlib.import_module(library).Gripper(address)
     except Exception as error:
         reply(False, str(error))
         return
@@ -121,4 +121,4 @@ def serve(address: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

@@ -439,6 +439,19 @@ def gripper_moves_while_everything_else_goes_on(rig):
 
 
 @check
+def waiting_for_the_hands_reports_freezes_nobody(rig):
+    driver = rig.fresh()
+    driver.gripper().state()  # its reader waits for reports at 10 Hz from now on
+    waits = []
+    for _ in range(300):
+        before_s = time.monotonic()
+        driver.state()
+        waits.append(time.monotonic() - before_s)
+    # Held for each report, 90 of 100 ms would be lost to everybody.
+    assert np.median(waits) < 0.02 and sum(waits) < 300 * 0.02, (np.median(waits), sum(waits))
+
+
+@check
 def gripper_takes_the_newest_command_and_says_what_failed(rig):
     driver = rig.fresh()
     hand = driver.gripper()
