@@ -74,12 +74,16 @@ class PolicyRate(ValueError):
 
 
 def check_rate(measured: Mapping[str, float], rate_hz: float) -> None:
-    """Raise PolicyRate, with numbers, if a step usually takes longer than RATE_SHARE of its period."""
+    """Raise PolicyRate, with numbers, if even the fastest tenth of steps takes longer than RATE_SHARE of the period.
+
+    The fastest, because other work on the machine makes any step slow for a while, and a slow one is bridged.
+    """
     period_ms = 1e3 / rate_hz
-    if measured["p50_ms"] > RATE_SHARE * period_ms:
+    if measured["p10_ms"] > RATE_SHARE * period_ms:
         raise PolicyRate(
             f"the bundle wants {rate_hz:g} Hz, a period of {period_ms:.1f} ms; one step of its policy takes "
-            f"{measured['p50_ms']:.1f} ms (p50; p99 {measured['p99_ms']:.1f} ms) on this machine, more than "
+            f"{measured['p10_ms']:.1f} ms at best (p50 {measured['p50_ms']:.1f}, p99 "
+            f"{measured['p99_ms']:.1f} ms), more than "
             f"{RATE_SHARE:.0%} of it. Use device=cuda, a smaller encoder, or train with a lower control rate"
         )
 
@@ -153,7 +157,7 @@ def measure(policy: Any) -> dict[str, float]:
         policy.act({"proprio": np.zeros(len(task["proprio_names"]), np.float32), "pixels": pixels})
         took_ms.append(1e3 * (time.monotonic() - began_s))
     kept = took_ms[5:]  # the first steps fill caches
-    return {"p50_ms": float(np.median(kept)), "p99_ms": float(np.percentile(kept, 99))}
+    return {f"p{percent}_ms": float(np.percentile(kept, percent)) for percent in (10, 50, 99)}
 
 
 class Waiting(Exception):

@@ -96,7 +96,9 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
         stack.enter_context(stop_signals())
         folder = memory_folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        emulator = stack.enter_context(make_emulator(config, description)) if config.robot == "emulator" else None
+        emulator = (
+            stack.enter_context(make_emulator(config, description, run_dir)) if config.robot == "emulator" else None
+        )
         cameras = (
             _emulated_cameras(emulator, description) if emulator else _start_cameras(config, description, folder, stack)
         )
@@ -190,7 +192,7 @@ def control_config(config: DeployConfig, address: str, description: Any, run_dir
     )
 
 
-def make_emulator(config: DeployConfig, description: Any) -> Emulator:
+def make_emulator(config: DeployConfig, description: Any, run_dir: Path) -> Emulator:
     """Return the emulator of the bundle's task, not started."""
     task = description["task"]
     options: dict[str, Any] = {"preset": task["preset"], **(task.get("options") or {})}
@@ -203,6 +205,7 @@ def make_emulator(config: DeployConfig, description: Any) -> Emulator:
         cameras=tuple(description["cameras"]),
         image_size=int(task["image_size"]),
         options=options,
+        event_file=run_dir / "robot_events.jsonl",
     )
 
 
