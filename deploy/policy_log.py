@@ -27,8 +27,12 @@ class Rows:
         command: Command,
         frames: Mapping[str, Frame],
         times_s: tuple[float, float, float],
+        surprise: float = float("nan"),
     ) -> None:
-        """Keep a step; `times_s` are capture of the oldest frame, begin and end of inference."""
+        """Keep a step; `times_s` are capture of the oldest frame, begin and end of inference.
+
+        `surprise` is the monitor's score, NaN without one.
+        """
         row = {
             "observation.state": proprio,
             "action": np.asarray(action, np.float32),
@@ -40,6 +44,7 @@ class Rows:
             "inference.capture_s": times_s[0],
             "inference.begin_s": times_s[1],
             "inference.end_s": times_s[2],
+            "inference.surprise": float(surprise),
         }
         for name, frame in frames.items():
             row[f"observation.images.{name}"] = frame.image

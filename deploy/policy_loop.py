@@ -67,6 +67,7 @@ class InferenceConfig:
     speed: float = 1.0  # of the arm, a share of what the policy asks for
     device: str = "cpu"
     threads: int = 1
+    surprise: str = "off"  # or log, or hold: make no plan while the pictures are a surprise (deploy/surprise.py)
 
 
 class PolicyRate(ValueError):
@@ -140,12 +141,17 @@ def run_inference(config: InferenceConfig, folder: Path, parent: int) -> None:
 
     torch.set_num_threads(config.threads)
     policy = load_policy(config.bundle, config.device)
-    write_json(folder / READY_FILE, measure(policy))
-    PolicyLoop(config, folder, policy).run()
+    monitor = None
+    if config.surprise != "off":
+        from deploy.surprise import open_monitor
+
+        monitor = open_monitor(config.bundle, policy.encoder)
+    write_json(folder / READY_FILE, measure(policy, monitor))
+    PolicyLoop(config, folder, policy, monitor).run()
 
 
-def measure(policy: Any) -> dict[str, float]:
-    """Return what one step of a policy costs here, ms."""
+def measure(policy: Any, monitor: Any = None) -> dict[str, float]:
+    """Return what one step of a policy costs here, ms, with that of a surprise monitor where there is one."""
     task = policy.task
     random = np.random.default_rng(0)
     size = int(task["image_size"])
@@ -155,6 +161,8 @@ def measure(policy: Any) -> dict[str, float]:
         pixels = {name: random.integers(0, 255, (size, size, 3), np.uint8) for name in policy.cameras}
         began_s = time.monotonic()
         policy.act({"proprio": np.zeros(len(task["proprio_names"]), np.float32), "pixels": pixels})
+        if monitor is not None:
+            monitor.feed_codes(policy.codes, began_s)
         took_ms.append(1e3 * (time.monotonic() - began_s))
     kept = took_ms[5:]  # the first steps fill caches
     return {f"p{percent}_ms": float(np.percentile(kept, percent)) for percent in (10, 50, 99)}
@@ -167,7 +175,7 @@ class Waiting(Exception):
 class PolicyLoop:
     """Steps of a policy on mailboxes."""
 
-    def __init__(self, config: InferenceConfig, folder: Path, policy: Any) -> None:
+    def __init__(self, config: InferenceConfig, folder: Path, policy: Any, monitor: Any = None) -> None:
         self._policy, self._config = policy, config
         self._interface = TaskInterface(policy.task, config.speed)
         size = int(policy.task["image_size"])
@@ -184,6 +192,7 @@ class PolicyLoop:
         self._clock = RobotClock()
         self._hand = HandSpeed()
         self._following, self._began_s, self._seed = False, 0.0, 0
+        self._monitor = monitor
 
     def run(self) -> None:
         """Follow the EPISODE mailbox."""
@@ -201,6 +210,8 @@ class PolicyLoop:
         self._seed = max(0, int(episode["seed"]))
         self._news["episode"], self._news["step"], self._news["waits"] = episode["number"], 0, 0
         self._following = False
+        if self._monitor is not None:
+            self._monitor.reset()
         due_robot_s = self._observe_clock()
         while self._goes_on(int(episode["number"])):
             now_robot_s = self._observe_clock()
@@ -234,13 +245,12 @@ class PolicyLoop:
             state, measured = self._measured()
             frames = {name: reader.newest(measured.q_rad) for name, reader in self._readers.items()}
             self._news["fault"] = b""
+            self._step(number, state, measured, frames, rows)
         except (CameraFault, Waiting) as error:
             self._following = False
             self._news["fault"] = str(error).encode()[: self._news.dtype["fault"].itemsize]
             self._news["waits"] = int(self._news["waits"]) + 1
             self._told.put(self._news)
-            return
-        self._step(number, state, measured, frames, rows)
 
     def _measured(self) -> tuple[np.ndarray, Measured]:
         _, state = self._states.newest()
@@ -269,6 +279,7 @@ class PolicyLoop:
         begin_s = time.monotonic()
         proprio = self._interface.proprio(measured)
         action = self._policy.act({"proprio": proprio, "pixels": {name: f.image for name, f in frames.items()}})
+        self._news["surprise"] = self._surprise(frames)
         command = self._interface.apply(action, measured)
         end_s = time.monotonic()
         captures = [frame.capture_s for frame in frames.values()] or [float(state["time_s"])]
@@ -276,11 +287,23 @@ class PolicyLoop:
         chunk["made_s"], chunk["capture_s"], chunk["episode"] = end_s, max(captures), number
         chunk["step"] = self._news["step"]
         self._chunks.put(chunk)
-        rows.add(state, proprio, action, command, frames, (min(captures), begin_s, end_s))
+        rows.add(
+            state, proprio, action, command, frames, (min(captures), begin_s, end_s), float(self._news["surprise"])
+        )
         self._news["step"] = int(self._news["step"]) + 1
         self._news["capture_s"], self._news["begin_s"], self._news["end_s"] = min(captures), begin_s, end_s
-        self._news["surprise"] = np.nan
         self._told.put(self._news)
+
+    def _surprise(self, frames: Mapping[str, Frame]) -> float:
+        """Return the score of the frames that the policy has just seen; Waiting if the arm is to hold."""
+        if self._monitor is None:
+            return float("nan")
+        captured_s = max(frame.capture_s for frame in frames.values())
+        reading = self._monitor.feed_codes(self._policy.codes, captured_s)
+        if reading.alarm and self._config.surprise == "hold":
+            self._news["surprise"] = reading.score
+            raise Waiting(f"surprise {reading.score:.1f}, successful episodes stay below {self._monitor.threshold:.1f}")
+        return reading.score
 
     def _chunk(self, state: np.ndarray, command: Command, start: tuple[Floats, Floats]) -> np.ndarray:
         """Return the plan: what the simulated servo would do with this command, from the observation on."""

@@ -63,6 +63,7 @@ class DeployConfig:
     realtime: str = "ignore"  # or enforce: refuse a kernel without real time
     realtime_priority: int = 0  # SCHED_FIFO of the control loop, 1 to 98; 0 is none
     device: str = "cpu"  # where the encoder runs
+    surprise: str = "off"  # log, or hold the arm while the cameras show what successful episodes never did
     dry_run: bool = False  # connect, look and compute; move nothing (also --dry-run)
 
     def __post_init__(self) -> None:
@@ -72,6 +73,8 @@ class DeployConfig:
             raise ValueError(f"emulated must be one of {', '.join(DEFAULT)}, got {self.emulated!r}")
         if self.episodes < 1 or (self.horizon is not None and self.horizon < 1):
             raise ValueError(f"expected episodes and horizon of at least 1, got {self.episodes} and {self.horizon}")
+        if self.surprise not in ("off", "log", "hold"):
+            raise ValueError(f"surprise must be off, log or hold, got {self.surprise!r}")
         if self.robot != "emulator" and not self.address:
             raise ValueError(f"robot={self.robot} needs address=<the robot's address>, such as address=172.16.0.2")
         if self.robot == "emulator" and (self.address or self.cameras):
@@ -104,7 +107,12 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
         )
         control = control_config(config, emulator.address if emulator else str(config.address), description, run_dir)
         inference = InferenceConfig(
-            bundle=Path(config.policy), cameras=cameras, log_folder=run_dir, device=config.device, speed=config.speed
+            bundle=Path(config.policy),
+            cameras=cameras,
+            log_folder=run_dir,
+            device=config.device,
+            speed=config.speed,
+            surprise=config.surprise,
         )
         session = stack.enter_context(Session(folder, control, inference))
         measured = session.inference.wait_ready()

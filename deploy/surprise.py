@@ -198,6 +198,11 @@ class SurpriseMonitor:
         self.alarm = False
         self._above = self._below = 0
 
+    @property
+    def threshold(self) -> float:
+        """Above which a score counts."""
+        return self.calibration.threshold
+
     def reset(self) -> None:
         """Begin an episode, without an alarm."""
         self._meter.reset()
@@ -225,3 +230,8 @@ class SurpriseMonitor:
             self.alarm = False
         each = dict(zip(self._meter.cameras, map(float, nats), strict=True))
         return Reading(time_s=time_s, nats=each, score=score, alarm=self.alarm)
+
+
+def open_monitor(bundle: Path, encoder: Encoder) -> SurpriseMonitor:
+    """Return a monitor with the calibration beside a bundle; ValueError if there is none, or another bundle's."""
+    return SurpriseMonitor(encoder, Calibration.load(bundle / FILE, bundle, encoder))

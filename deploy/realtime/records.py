@@ -191,7 +191,7 @@ INFERENCE = np.dtype(
         ("end_s", "<f8"),
         ("written", "<u4"),  # number of the last episode whose rows are on disk
         ("waits", "<u4"),  # times at which a step was left out: no fresh frame or no fresh state
-        ("surprise", "<f8"),  # nats a token; NaN without a monitor
+        ("surprise", "<f8"),  # score of the newest frames (deploy/surprise.py); NaN without a monitor
         ("fault", f"S{TEXT_BYTES}"),  # why no action is sent, empty while all is well
     ]
 )
