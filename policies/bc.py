@@ -31,7 +31,7 @@ from toto_robot.run_folder import MetricLog
 class BCConfig:
     """Settings of behaviour cloning. Device is the CPU: the heads are small and the features are read, not computed."""
 
-    steps: int = 1000  # optimizer steps
+    steps: int | None = None  # optimizer steps; null is 15 a demonstration, at least 1000 and at most 3000
     batch_size: int = 128  # frames a step
     learning_rate: float = 1e-3  # peak, AdamW
     warmup_steps: int = 50  # linear warm-up; a cosine to zero follows
@@ -69,8 +69,9 @@ class BCConfig:
                 f"{self.action_kind!r}"
             )
         for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected bc.{name} of at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected bc.{name} of at least 1, got {value}")
         if self.select not in ("last", "best"):
             raise ValueError(f"expected bc.select last or best, got {self.select!r}")
         if self.finetune not in MODES:
@@ -92,7 +93,13 @@ class BCConfig:
         """The normaliser of actions."""
         return self.action_normalizer or ("min_max" if self.head.name == "diffusion" else "mean_std")
 
+    def steps_for(self, demonstrations: int) -> int:
+        """Return how long to train: what overfits 20 demonstrations is too short for 200 (benchmarks/RESULTS.md)."""
+        fewest, most = _STEPS_RANGE
+        return self.steps or min(max(_STEPS_A_DEMONSTRATION * demonstrations, fewest), most)
 
+
+_STEPS_A_DEMONSTRATION, _STEPS_RANGE = 15, (1000, 3000)
 Normalizers = tuple[Normalizer, Normalizer]  # of proprioception and of actions
 
 
@@ -176,6 +183,8 @@ def train_head(
     where `config.finetune` says so; `data` then holds what its `prepare` makes of pictures. `until` ends the training
     at that step of `config.steps`, to go on with more data; `normalizers` stay what they were before.
     """
+    config = replace(config, steps=config.steps_for(len(data.ends)))
+    assert config.steps is not None
     training, validation = split_episodes(len(data.ends), config.validation_fraction)
     frames = data.frames_of(training)
     proprio, actions = normalizers or fit_normalizers(config, data, frames)
@@ -265,6 +274,7 @@ def _step(
     seed: int,
     step: int,
 ) -> dict[str, float]:
+    assert config.steps is not None
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     shown, target, inside = samples.draw(frames, config.batch_size, generator)
     lr = learning_rate(

@@ -66,13 +66,17 @@ class Emulator:
             "options": options or {},
             "event_file": str(event_file) if event_file else None,
             "folder": str(self.folder),
+            "parent": os.getpid(),
         }
         self._process: subprocess.Popen[str] | None = None
         self._channel: socket.socket | None = None
         self._lines: Any = None
 
     def start(self) -> Self:
-        """Start the process and wait until it listens. RuntimeError with its last words if it does not."""
+        """Start the process and wait until it listens. RuntimeError with its last words if it does not.
+
+        It ends with the thread that starts it: the kernel's signal of a parent's death is that of the thread.
+        """
         command = [sys.executable, "-m", "deploy.emulator", json.dumps(self._settings)]
         root = str(Path(__file__).resolve().parents[2])
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))

@@ -13,6 +13,7 @@ from deploy.emulator.cameras import Cameras
 from deploy.emulator.connections import CONTROL_PORT, listen
 from deploy.emulator.robot import EmulatedRobot
 from deploy.emulator.server import PACINGS, Server
+from deploy.realtime.clock import die_with_parent
 
 _PRIORITY = 50  # SCHED_FIFO, below a client's 99
 
@@ -32,6 +33,7 @@ class Settings:
     options: dict[str, Any] = field(default_factory=dict)
     event_file: str | None = None
     folder: str | None = None  # of the cameras' mailboxes
+    parent: int | None = None  # process whose death ends this one: a killed test leaves no emulator behind
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -82,6 +84,8 @@ def run(settings: Settings) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    if settings.parent is not None:
+        die_with_parent(settings.parent)
     raise_priority()
     gc.collect()
     gc.freeze()
