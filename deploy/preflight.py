@@ -98,6 +98,24 @@ def deploy_check(config: PreflightConfig, run_dir: Path) -> int:
     return 1 if failed else 0
 
 
+class NotReady(RuntimeError):
+    """Something that a deployment needs is missing; the message says what."""
+
+
+def require_ready(config: PreflightConfig, address: str) -> None:
+    """Look at computer, versions, arm and link before a deployment; NotReady names what failed, with what to do.
+
+    Prints what is not in order, and nothing else. Moves nothing.
+    """
+    findings = check_host(config.realtime == "enforce") + check_robot(config, address, {})
+    wrong = [finding for finding in findings if finding.verdict != OK]
+    if wrong:
+        print_table(wrong)
+    failed = [f"{finding.name}: {finding.text}; {finding.help}" for finding in wrong if finding.verdict == FAILED]
+    if failed:
+        raise NotReady(f"not ready, nothing has moved: {'; '.join(failed)}. `toto_robot deploy-check` looks again")
+
+
 def check_robot(config: PreflightConfig, address: str, details: dict[str, Any]) -> list[Finding]:
     """Return the findings about versions, connection, state and link; `details` takes the link's figures."""
     name = config.driver or DEFAULT[config.arm]

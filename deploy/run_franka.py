@@ -27,6 +27,7 @@ from deploy.emulator.client import Emulator
 from deploy.episode_log import append_episode
 from deploy.operator_keys import OperatorKeys
 from deploy.policy_loop import InferenceConfig, check_rate
+from deploy.preflight import PreflightConfig, require_ready
 from deploy.realtime.controller import ControlConfig
 from deploy.realtime.machine import MachineSettings
 from deploy.realtime.mailbox import memory_folder
@@ -41,6 +42,7 @@ ROBOTS = ("emulator", "fr3", "fer")
 _STATUS_S = 0.1  # between two questions to the emulator
 _SETTLE_S = 0.5  # after a reset: the hand reports ten times a second
 _SLOWEST = 8.0  # times the horizon that an emulated episode may take on a busy host
+_EMULATED_LINK_S = 0.2
 _EMULATED_COLLISION = 100.0  # a hand that closes on a thing on a table presses with more than the arm's default of 20
 
 
@@ -63,6 +65,7 @@ class DeployConfig:
     realtime: str = "ignore"  # or enforce: refuse a kernel without real time
     realtime_priority: int = 0  # SCHED_FIFO of the control loop, 1 to 98; 0 is none
     device: str = "cpu"  # where the encoder runs
+    preflight_s: float = 2.0  # of the communication test before the first motion; the emulator's takes 0.2
     surprise: str = "off"  # log, or hold the arm while the cameras show what successful episodes never did
     dry_run: bool = False  # connect, look and compute; move nothing (also --dry-run)
 
@@ -73,6 +76,7 @@ class DeployConfig:
             raise ValueError(f"emulated must be one of {', '.join(DEFAULT)}, got {self.emulated!r}")
         if self.episodes < 1 or (self.horizon is not None and self.horizon < 1):
             raise ValueError(f"expected episodes and horizon of at least 1, got {self.episodes} and {self.horizon}")
+        _preflight(self)  # refuses what it cannot do
         if self.surprise not in ("off", "log", "hold"):
             raise ValueError(f"surprise must be off, log or hold, got {self.surprise!r}")
         if self.robot != "emulator" and not self.address:
@@ -105,7 +109,9 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
         cameras = (
             _emulated_cameras(emulator, description) if emulator else _start_cameras(config, description, folder, stack)
         )
-        control = control_config(config, emulator.address if emulator else str(config.address), description, run_dir)
+        address = emulator.address if emulator else str(config.address)
+        require_ready(_preflight(config), address)
+        control = control_config(config, address, description, run_dir)
         inference = InferenceConfig(
             bundle=Path(config.policy),
             cameras=cameras,
@@ -253,6 +259,17 @@ def summary(config: DeployConfig, description: Any, measured: Any, outcomes: Seq
         "successes": rate.successes,
         "wilson95": [round(bound, 4) for bound in rate.interval],
     }
+
+
+def _preflight(config: DeployConfig) -> PreflightConfig:
+    return PreflightConfig(
+        robot=config.robot,
+        address=config.address,
+        driver=config.driver,
+        emulated=config.emulated,
+        realtime=config.realtime,
+        seconds=_EMULATED_LINK_S if config.robot == "emulator" else config.preflight_s,
+    )
 
 
 def _emulated_cameras(emulator: Emulator, description: Any) -> dict[str, tuple[Path, tuple[int, int]]]:

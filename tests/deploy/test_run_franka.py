@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cell import make_bundle
 
+from deploy.drivers import scheduling
 from deploy.policy_loop import PolicyRate, check_rate
 from deploy.realtime.records import REPORT_FILE
 from deploy.run_franka import DeployConfig, confirm_motion
@@ -66,6 +67,23 @@ def test_missing_cameras_are_refused(bundle, tmp_path):
         command(bundle, tmp_path, "robot=fr3", "address=127.0.0.9"), capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 1 and "front, wrist" in done.stderr
+
+
+def test_an_address_where_nobody_answers_is_refused(bundle, tmp_path):
+    cameras = f"cameras=[front=file:{tmp_path / 'none.mp4'},wrist=file:{tmp_path / 'none.mp4'}]"
+    done = subprocess.run(
+        command(bundle, tmp_path, "robot=fr3", "address=127.0.0.9", cameras),
+        capture_output=True, text=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert done.returncode == 1 and "no answer at 127.0.0.9:1337" in done.stderr and "FCI" in done.stderr
+
+
+@pytest.mark.skipif(scheduling.realtime_kernel(), reason="this kernel is real-time")
+def test_a_kernel_without_real_time_is_refused_where_it_is_asked_for(bundle, tmp_path):
+    done = subprocess.run(
+        command(bundle, tmp_path, "realtime=enforce"), capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 1 and "kernel" in done.stderr and "motion_started" not in events(tmp_path)
 
 
 def test_a_dry_run_moves_nothing(bundle, tmp_path):
