@@ -24,8 +24,6 @@ from policies.videos import write_rollout
 from toto_robot.data.episodes import IMAGE_PREFIX
 from toto_robot.run_folder import read_json
 
-_LONGEST_GAP_S = 1.0  # between ticks of one episode
-
 
 @dataclass(frozen=True, kw_only=True)
 class DeployReportConfig:
@@ -63,12 +61,14 @@ def deploy_report(config: DeployReportConfig, run_dir: Path) -> int:
 
 
 def episode_ticks(ticks: np.ndarray, rows: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the ticks in control from the first to the last step of an episode."""
+    """Return the ticks in control from the first step of an episode until the arm rests after the last one."""
     if not rows:
         return ticks[:0]
-    first_s, last_s = rows["inference.end_s"][0], rows["inference.end_s"][-1] + _LONGEST_GAP_S
-    inside = (ticks["start_s"] >= first_s) & (ticks["start_s"] <= last_s) & np.isin(ticks["machine"], IN_CONTROL)
-    return ticks[inside]
+    first_s, last_s = rows["inference.end_s"][0], rows["inference.end_s"][-1]
+    start_s, controlled = ticks["start_s"], np.isin(ticks["machine"], IN_CONTROL)
+    rests_s = start_s[(start_s > last_s) & ~controlled]
+    until_s = rests_s[0] if rests_s.size else np.inf
+    return ticks[(start_s >= first_s) & (start_s < until_s) & controlled]
 
 
 def replay(ticks: np.ndarray, robot: str, env: str, seed: int) -> Floats:
