@@ -107,7 +107,7 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
             stack.enter_context(make_emulator(config, description, run_dir)) if config.robot == "emulator" else None
         )
         cameras = (
-            _emulated_cameras(emulator, description) if emulator else _start_cameras(config, description, folder, stack)
+            emulated_cameras(emulator, description) if emulator else start_cameras(config, description, folder, stack)
         )
         address = emulator.address if emulator else str(config.address)
         require_ready(_preflight(config), address)
@@ -272,12 +272,13 @@ def _preflight(config: DeployConfig) -> PreflightConfig:
     )
 
 
-def _emulated_cameras(emulator: Emulator, description: Any) -> dict[str, tuple[Path, tuple[int, int]]]:
+def emulated_cameras(emulator: Emulator, description: Any) -> dict[str, tuple[Path, tuple[int, int]]]:
+    """Return mailbox and picture size of each of the emulator's cameras."""
     size = int(description["task"]["image_size"])
     return {name: (path, (size, size)) for name, path in emulator.cameras.items()}
 
 
-def _start_cameras(
+def start_cameras(
     config: DeployConfig, description: Any, folder: Path, stack: contextlib.ExitStack
 ) -> dict[str, tuple[Path, tuple[int, int]]]:
     """Start a process for each camera that the bundle looks through; ValueError for a missing one."""

@@ -181,6 +181,15 @@ COMMANDS: dict[str, Command] = {
         "draw a deployment: joint tracking, latencies, guards, pictures, and a replay in the twin",
         ("deploy-report data=outputs/deploy/default episode=3",),
     ),
+    "record-demos": Command(
+        "deploy.record_demos:record_demos",
+        "record demonstrations on a Franka arm, or on the emulator: guiding, keys, space mouse, script, DAgger",
+        (
+            "record-demos env=franka_pick episodes=20",
+            "record-demos robot=fr3 address=172.16.0.2 operator=guiding cameras=[front=opencv:0,wrist=opencv:2]",
+            "record-demos policy=outputs/train-policy/default/bundle operator=keyboard",
+        ),
+    ),
     "emulator": Command(
         "deploy.emulator.command:emulator",
         "a Franka arm in software: unmodified libfranka clients drive the scene of a task over the real protocol",

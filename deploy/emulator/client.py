@@ -123,6 +123,10 @@ class Emulator:
         """Return mode, errors, cycle counts, losses, task success, figures of the clock."""
         return self._ask("status")
 
+    def scene(self) -> dict[str, Any]:
+        """Return what a simulator knows: `qpos`, `qvel` of the whole scene, `goal`, `success`, `failed`, `time_s`."""
+        return self._ask("scene")
+
     def events(self, since: int = 0, event: str | None = None) -> list[dict[str, Any]]:
         """Return the events after a number, oldest first; of one kind if `event` is given."""
         found = self._ask("events", since=since)

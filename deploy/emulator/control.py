@@ -11,6 +11,7 @@ import numpy as np
 
 from deploy.drivers.base import ARM_JOINTS
 from deploy.emulator.connections import Connection
+from deploy.emulator.plant import DT_S
 
 if TYPE_CHECKING:
     from deploy.emulator.server import Server
@@ -28,6 +29,7 @@ class Controls:
             "fault": self._fault,
             "guiding": self._guiding,
             "guide": self._guide,
+            "scene": self._scene,
             "reset_timing": self._reset_timing,
             "stop": self._stop,
         }
@@ -73,6 +75,17 @@ class Controls:
         if target is not None and (target.shape != (ARM_JOINTS,) or not np.isfinite(target).all()):
             raise ValueError(f"guide needs {ARM_JOINTS} finite joint positions or null, got {q_rad}")
         self._server.robot.plant.guide = target
+
+    def _scene(self) -> dict[str, Any]:
+        plant = self._server.robot.plant
+        return {
+            "time_s": plant.ticks * DT_S,
+            "qpos": plant.data.qpos.tolist(),
+            "qvel": plant.data.qvel.tolist(),
+            "goal": plant.goal,
+            "success": plant.success_s is not None,
+            "failed": plant.failed,
+        }
 
     def _reset_timing(self) -> None:
         self._server.robot.timing.reset()
