@@ -234,12 +234,15 @@ def confirm_motion(config: DeployConfig) -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP (a lost terminal) into what Ctrl-C is: the run ends, the arm in a ramp."""
+    """Turn SIGTERM and SIGHUP (a lost terminal) into what Ctrl-C is: the run ends, the arm in a ramp.
+
+    SIGINT too: a program that a script starts in the background inherits that it is ignored, and a robot must hear it.
+    """
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def emulator(config: EmulatorConfig, run_dir: Path) -> int:
 
 def _watch(robot: Emulator, seconds: float | None) -> None:
     """Show what the robot does until it ends, the time is over, or somebody presses Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a script inherits that it is ignored
     start_s = time.monotonic()
     with tqdm(total=seconds, bar_format="{desc}" if seconds is None else None, unit="s") as line:
         try:

@@ -117,6 +117,9 @@ def test_lost_commands_end_in_a_reflex_that_is_recovered(emulator: Emulator, sta
     cell = start(emulator)
     cell.policy()
     cell.reach(Machine.RUNNING)
+    cell.wait_for(
+        lambda: float(np.abs(cell.state["dq_rad_s"]).max()) > 0.3
+    )  # lost are commands, not waiting for the first
     starts = len(emulator.events(event="motion_started"))
     emulator.fault("loss", direction="command", count=30)
     cell.wait_for(lambda: len(emulator.events(event="motion_started")) > starts)
