@@ -1,4 +1,4 @@
-"""Is everything ready before an arm moves: `toto_robot deploy-check`?
+"""Is everything ready before an arm moves: `toto_robot deploy check`?
 
 Versions on both sides, real time on this computer, the connection, the distance to the joints' ends, cameras, and the
 policy's latency. Moves nothing, unless `hold` lets the tracker hold the arm still.
@@ -31,7 +31,7 @@ _ROBOTS = ("emulator", *DEFAULT)
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightConfig:
-    """Settings of `toto_robot deploy-check`."""
+    """Settings of `toto_robot deploy check`."""
 
     # Nothing to continue: every run looks anew.
     MAY_CHANGE = (
@@ -113,7 +113,7 @@ def require_ready(config: PreflightConfig, address: str) -> None:
         print_table(wrong)
     failed = [f"{finding.name}: {finding.text}; {finding.help}" for finding in wrong if finding.verdict == FAILED]
     if failed:
-        raise NotReady(f"not ready, nothing has moved: {'; '.join(failed)}. `toto_robot deploy-check` looks again")
+        raise NotReady(f"not ready, nothing has moved: {'; '.join(failed)}. `toto_robot deploy check` looks again")
 
 
 def check_robot(config: PreflightConfig, address: str, details: dict[str, Any]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What happened in a deployment: `toto_robot deploy-report` draws tracking, latencies, guards, pictures, and a replay.
+"""What happened in a deployment: `toto_robot deploy report` draws tracking, latencies, guards, pictures, and a replay.
 
 The replay feeds the commands that went to the robot, at the robot's own times, to the task's scene in the twin, and
 says how far the real arm was from it: what the simulation does not know of the arm.
@@ -27,7 +27,7 @@ from toto_robot.run_folder import read_json
 
 @dataclass(frozen=True, kw_only=True)
 class DeployReportConfig:
-    """Settings of `toto_robot deploy-report`."""
+    """Settings of `toto_robot deploy report`."""
 
     MAY_CHANGE = ("data", "episode", "replay")
 

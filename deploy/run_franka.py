@@ -94,7 +94,7 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
     """Run a policy on a Franka arm, or on the emulator through the real client library.
 
     Ctrl-C, SIGTERM, a closed terminal and the keys s and q stop the arm in a ramp; e ends an episode; c confirms after
-    a user stop. Writes episodes.jsonl, control.json, ticks.bin and what the policy saw; `toto_robot deploy-report`
+    a user stop. Writes episodes.jsonl, control.json, ticks.bin and what the policy saw; `toto_robot deploy report`
     draws them.
     """
     description = check_bundle(Path(config.policy))
@@ -130,7 +130,7 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
         outcomes = run_episodes(config, description, session, emulator, run_dir)
     write_json(run_dir / "deploy.json", summary(config, description, measured, outcomes))
     rate = Rate(successes=sum(outcome["ended"] == "success" for outcome in outcomes), episodes=len(outcomes))
-    print(f"{rate}; wrote {run_dir / 'deploy.json'}; next: toto_robot deploy-report data={run_dir}")
+    print(f"{rate}; wrote {run_dir / 'deploy.json'}; next: toto_robot deploy report data={run_dir}")
     return 1 if any(outcome["ended"] == "died" for outcome in outcomes) else 0
 
 

@@ -168,18 +168,18 @@ COMMANDS: dict[str, Command] = {
             "deploy policy=my_bundle robot=fr3 address=172.16.0.2 cameras=[front=opencv:0,wrist=opencv:2] dry_run=true",
         ),
     ),
-    "deploy-check": Command(
+    "deploy check": Command(
         "deploy.preflight:deploy_check",
         "is everything ready before an arm moves: versions, real time, connection, joints, cameras, policy latency",
         (
-            "deploy-check robot=fr3 address=172.16.0.2",
-            "deploy-check robot=fr3 address=172.16.0.2 hold=true cameras=[front=opencv:0] policy=my_bundle",
+            "deploy check robot=fr3 address=172.16.0.2",
+            "deploy check robot=fr3 address=172.16.0.2 hold=true cameras=[front=opencv:0] policy=my_bundle",
         ),
     ),
-    "deploy-report": Command(
+    "deploy report": Command(
         "deploy.report:deploy_report",
         "draw a deployment: joint tracking, latencies, guards, pictures, and a replay in the twin",
-        ("deploy-report data=outputs/deploy/default episode=3",),
+        ("deploy report data=outputs/deploy/default episode=3",),
     ),
     "record-demos": Command(
         "deploy.record_demos:record_demos",
@@ -271,7 +271,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(_overview())
         return 0 if arguments else 2
     name, rest = _command_name(arguments)
-    if name in _families() and (not rest or rest[0] in ("--help", "-h")):
+    if name in _families() - set(COMMANDS) and (not rest or rest[0] in ("--help", "-h")):
         print(_family_overview(name))
         return 0 if rest else 2
     if name == "--version":
@@ -309,7 +309,9 @@ def _command_name(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """Return the command, of one word or two, and the words behind it."""
     name, rest = arguments[0], list(arguments[1:])
     if name in _families() and rest and not rest[0].startswith("-"):
-        return f"{name} {rest[0]}", rest[1:]
+        both = f"{name} {rest[0]}"
+        if both in COMMANDS or name not in COMMANDS:  # `deploy` is one by itself, too
+            return both, rest[1:]
     return name, rest
 
 

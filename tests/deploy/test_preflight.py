@@ -1,4 +1,4 @@
-"""Does deploy-check find what is wrong before an arm moves, against a whole emulated robot and without torch?"""
+"""Does `deploy check` find what is wrong before an arm moves, against a whole emulated robot and without torch?"""
 
 import json
 import os
@@ -28,7 +28,7 @@ def run(*arguments):
 @pytest.mark.skipif(versions.installed("franky") is None, reason="franky-control is not installed")
 def test_the_whole_check_against_the_emulator(tmp_path):
     # Without torch, as on the computer beside the arm; holding still, so that the robot counts commands.
-    words = ["deploy-check", "seconds=1", "hold=true", f"run={tmp_path}"]
+    words = ["deploy", "check", "seconds=1", "hold=true", f"run={tmp_path}"]
     done = run("-c", _BLOCK + f"from toto_robot.cli import main; main({words})")
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "preflight.json").read_text())
