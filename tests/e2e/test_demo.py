@@ -1,6 +1,7 @@
 """Does the whole chain run, at toy size, from nothing to a report, and is a second call free?"""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,8 @@ def test_the_chain_runs_from_nothing_to_a_report(tmp_path):
     report = (tmp_path / "demo" / "report.html").read_text()
     assert report.count("data:image/png;base64,") >= 6  # self-contained: pictures are inside
     assert "was not made" not in report
-    assert "http" not in report.replace("http://www.w3.org", "")
+    words = re.sub(r"base64,[A-Za-z0-9+/=]+", "", report)  # a picture's letters may spell anything
+    assert "http" not in words.replace("http://www.w3.org", "")
 
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").rglob("*.safetensors")}
     assert made
