@@ -88,7 +88,8 @@ def save(run_dir: Path, state: Snapshot, *, keep: int, processes: Processes = AL
             write_json(training / "state.json", {**about, "notes": state.notes})
     if processes.is_first:
         _point_last(checkpoints, final.name)
-        for old in sorted(path for path in checkpoints.iterdir() if path.name.isdigit())[:-keep]:
+        there = [path for path in checkpoints.iterdir() if path.name.isdigit()]
+        for old in sorted(there, key=lambda path: int(path.name))[:-keep]:  # as text 1000001 sorts before 999999
             shutil.rmtree(old)
     return final
 
