@@ -102,7 +102,7 @@ class Trunk(nn.Module):
         values, attention = pool_tokens(self.pools[camera], tokens)  # type: ignore[arg-type]
         if self.config.pooling == "values":
             return values
-        coordinates = (attention.transpose(1, 2) @ self.grid).flatten(1)  # (B, queries * H * 2)
+        coordinates = (attention @ self.grid).flatten(1)  # (B, queries * H * 2)
         return coordinates if self.config.pooling == "coordinates" else torch.cat([values, coordinates], dim=1)
 
 
@@ -129,28 +129,34 @@ def token_grid(tokens_per_frame: int) -> Tensor:
 
 
 def pool_tokens(pool: AttentionPooling, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `pool(tokens)` (B, queries * D) and its attention (B, P, queries * H), faster than the pool itself.
+    """Return `pool(tokens)` (B, queries * D) and its attention (B, queries * H, P), faster than the pool itself.
 
     The queries do not depend on the input and the tokens are not trained, so everything linear moves off the tokens,
     onto the few queries or behind the softmax: q (W x) = (W^T q) x, sum a (W x) = W (sum a x), and the same for the
     norm's scale and the positions.
-    What is left on the tokens costs P D queries heads, not P D^2.
+    What is left on the tokens costs P D queries heads, not P D^2. Memory is what limits it: nothing but the pooled
+    tokens is as wide as D, and heads stand first because the values' matrices differ by head.
     """
-    H, D = pool.heads, pool.width
+    H, D, Q = pool.heads, pool.width, pool.queries
     key, value = pool.key_value.weight.view(2, H, D // H, D)
-    query = pool.query.view(pool.queries, H, D // H)
-    looks = torch.einsum("qhk,hkd->qhd", query, key).flatten(0, 1) / math.sqrt(D // H)  # (queries * H, D)
+    query = pool.query.view(Q, H, D // H)
+    looks = torch.einsum("qhk,hkd->hqd", query, key).flatten(0, 1) / math.sqrt(D // H)  # (H * queries, D)
     eps = pool.norm.eps if pool.norm.eps is not None else torch.finfo(tokens.dtype).eps
-    shrink = (torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).square() / D + eps).rsqrt()  # (B, P, 1): RMSNorm
-    scores = shrink * (tokens @ (looks * pool.norm.weight).T)
+    shrink = (torch.linalg.vector_norm(tokens, dim=-1).square() / D + eps).rsqrt()[:, None]  # (B, 1, P): RMSNorm
+    scores = shrink * ((looks * pool.norm.weight) @ tokens.transpose(1, 2))
     if pool.position is not None:
-        scores = scores + pool.position @ looks.T
-    attention = scores.softmax(dim=1)  # (B, P, queries * H)
-    seen = ((attention * shrink).transpose(1, 2) @ tokens) * pool.norm.weight
+        scores = scores + looks @ pool.position.T
+    attention = scores.softmax(dim=-1)  # (B, H * queries, P)
+    values = _head_first(((attention * shrink) @ tokens), H) @ (value * pool.norm.weight).mT  # (H, B * queries, K)
     if pool.position is not None:
-        seen = seen + attention.transpose(1, 2) @ pool.position
-    values = torch.einsum("bqhd,hkd->bqhk", seen.unflatten(1, (pool.queries, H)), value).flatten(1)
-    return values, attention
+        values = values + _head_first(attention, H) @ (pool.position @ value.mT)
+    values = values.unflatten(1, (-1, Q)).permute(1, 2, 0, 3).flatten(1)
+    return values, attention.unflatten(1, (H, Q)).transpose(1, 2).flatten(1, 2)
+
+
+def _head_first(pooled: Tensor, heads: int) -> Tensor:
+    """(B, H * queries, N) to (H, B * queries, N)."""
+    return pooled.unflatten(1, (heads, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def _looks(config: TrunkConfig) -> bool:
