@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from policies.evaluate import FIRST_SEED, EvaluationConfig, Evaluator, summary_line
 from policies.robustness import outcomes, sweep
 from policies.statistics import needed_rollouts, paired
-from toto_robot.run_folder import write_json
+from toto_robot.run_folder import lock_folder, write_json
 
 _OWN = ("policy", "sweep", "sweep_strengths")
 
@@ -57,7 +58,7 @@ def evaluate(config: EvaluateConfig, run_dir: Path) -> int:
     """
     bundles = [Path(policy) for policy in config.policy]
     folders = [run_dir if len(bundles) == 1 else run_dir / f"{i}-{_name(b)}" for i, b in enumerate(bundles)]
-    with Evaluator(config.evaluation) as evaluator:
+    with contextlib.closing(lock_folder(run_dir)), Evaluator(config.evaluation) as evaluator:
         for bundle, folder in zip(bundles, folders, strict=True):
             print(summary_line(evaluator.evaluate(bundle, folder)), flush=True)
             if config.sweep:

@@ -6,6 +6,7 @@ cost. Policies on one store share its feature cache (the first n episodes).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from toto_robot.data.episodes import EpisodeStore, require_env
 from toto_robot.encoders.base import Encoder
 from toto_robot.encoders.load import BLIND
 from toto_robot.pretrain.pictures import draw_loss
-from toto_robot.run_folder import read_json, write_json
+from toto_robot.run_folder import lock_folder, read_json, write_json
 
 BUNDLE = "bundle"
 # Learner -> the sections of the settings that decide what it makes.
@@ -81,7 +82,8 @@ def train_policy(config: TrainPolicyConfig, run_dir: Path) -> int:
     Demonstrations are collected when demos is null and there are too few; policy=ppo needs none. The result is
     <run>/bundle (self-contained), evaluation.json, report.html, and videos of successes and failures.
     """
-    result = train_and_evaluate(config, run_dir)
+    with contextlib.closing(lock_folder(run_dir)):  # two trainings in one folder would mix their logs and checkpoints
+        result = train_and_evaluate(config, run_dir)
     bundle = run_dir / BUNDLE
     report = write_policy_report(run_dir, bundle, result)
     print(summary_line(result))

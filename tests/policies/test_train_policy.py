@@ -1,6 +1,8 @@
 """Does the whole of train-policy run, repeat for nothing, share its cache, and tell a user what is wrong?"""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +52,18 @@ def test_a_run_leaves_a_policy_and_its_rate_and_repeats_for_nothing(small, tmp_p
     assert train_policy(small, run) == 0
     assert capsys.readouterr().out == said
     assert {path: os.stat(path).st_mtime_ns for path in run.rglob("*.safetensors")} == before
+
+
+def test_a_folder_that_another_training_writes_to_is_refused(small, tmp_path):
+    ours = "import sys, time; from pathlib import Path; from toto_robot.run_folder import lock_folder"
+    hold = f"{ours}; held = lock_folder(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        try:
+            with pytest.raises(ValueError, match="another process is writing to"):
+                train_policy(small, tmp_path)
+        finally:
+            other.kill()
 
 
 def test_other_settings_do_not_continue_a_run(small, tmp_path):
