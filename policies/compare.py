@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from policies.aggregate import forget_views
 from policies.bundle import bundle_hash
 from policies.compare_analysis import Run, analyse, success_curve
 from policies.compare_plan import (
@@ -173,6 +174,7 @@ def _run_cell(config: CompareConfig, folder: Path, cell: Cell, store: Path | Non
         told.append(f"{test} {Rate(successes=found['successes'], episodes=found['episodes'])}")
         if test == PLAIN:
             attach_evaluation(bundle, found)
+    forget_views(folder)
     return ", ".join(told)
 
 

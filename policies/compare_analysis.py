@@ -34,6 +34,7 @@ from policies.statistics import Paired, needed_rollouts, paired, rate_summary
 STEPS, DEMONSTRATIONS = "environment steps", "demonstrations"
 _CURVE_POINTS = 25  # of a learning curve over environment steps
 _LIKELY_WRONG = 0.05
+_Points = dict[tuple[str, int], tuple[tuple[int, float], ...]]  # (task, seed) -> (steps or demonstrations, rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def analyse(
         for label in present
         if label != reference and (pair := _pair(_at(main, test, count), reference, label))
     ]
-    curves = [curve for test in tests for label in present if (curve := _curve(main, test, label, targets)) is not None]
+    curves = [curve for test in tests for label in present for curve in _curves(main, test, label, targets)]
     largest = max(counts, default=0)
     return {
         "cells": [cell for cell in cells if cell],
@@ -175,14 +176,23 @@ def _needed(
     }
 
 
-def _curve(runs: Sequence[Run], test: str, label: str, targets: Sequence[float]) -> dict[str, Any] | None:
-    """Return a learning curve: over environment steps where the learner acts, else over demonstrations."""
+def _curves(runs: Sequence[Run], test: str, label: str, targets: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the learning curves: over environment steps where the learner acts, one a count, else over the counts."""
     mine = [run for run in runs if run.encoder == label and run.test == test]
-    unit, points = STEPS, {(run.env, run.seed): run.curve for run in mine if len(run.curve) > 1}
-    if test != "plain" or not points:
-        unit, points = DEMONSTRATIONS, _over_demonstrations(mine)
-    if not points:
-        return None
+    acting = [run for run in mine if len(run.curve) > 1] if test == "plain" else []
+    found = [
+        (STEPS, count, {(run.env, run.seed): run.curve for run in acting if run.demonstrations == count})
+        for count in sorted({run.demonstrations for run in acting})
+    ]
+    return [
+        {"test": test, "encoder": label, "unit": unit, "demonstrations": count, **_curve(points, unit, targets)}
+        for unit, count, points in found or [(DEMONSTRATIONS, None, _over_demonstrations(mine))]
+        if points
+    ]
+
+
+def _curve(points: _Points, unit: str, targets: Sequence[float]) -> dict[str, Any]:
+    """Sum up the measurements of one encoder by task and seed."""
     grid = _grid(list(points.values()), unit)
     on_grid = {
         key: np.interp(grid, [x for x, _ in curve], [y for _, y in curve]) for key, curve in sorted(points.items())
@@ -193,14 +203,14 @@ def _curve(runs: Sequence[Run], test: str, label: str, targets: Sequence[float])
         for i in range(len(grid))
     ]  # fmt: skip
     return {
-        "test": test, "encoder": label, "unit": unit, "x": [float(x) for x in grid], "iqm": estimates,
+        "x": [float(x) for x in grid], "iqm": estimates,
         "by_task": {task: [[round(float(v), 4) for v in y] for (env, _), y in on_grid.items() if env == task]
                     for task in _envs(on_grid)},
         "steps_to": {str(target): _reached(list(points.values()), target) for target in targets},
     }  # fmt: skip
 
 
-def _over_demonstrations(runs: Sequence[Run]) -> dict[tuple[str, int], tuple[tuple[int, float], ...]]:
+def _over_demonstrations(runs: Sequence[Run]) -> _Points:
     """Return success over demonstrations by task and seed, of the seeds that have every count; {} for one count."""
     counts = {run.demonstrations for run in runs}
     found = {

@@ -37,7 +37,7 @@ class CompareConfig:
     envs: tuple[str, ...] = ()  # several tasks instead: the strata of every interval
     encoders: tuple[str, ...] = ("toto", "mae", "random_vit", "none")  # [label:]name[=path][@key=value], see above
     policy: str = "bc"  # learner, as in train-policy
-    demonstrations: tuple[int, ...] = (20, 50)  # episodes to learn from: the first ones of one store
+    demonstrations: tuple[int, ...] = (20, 50)  # first episodes of one store to learn from (dagger: to begin with)
     seeds: int = 5  # policies a cell, with seeds 0, 1, ...
     demos: str | None = None  # episode store, or folder with a store named after each task; null collects
     randomize: tuple[str, ...] = ()  # axes that vary in the demonstrations: lights, cameras, ..., or all; demos=null
@@ -64,6 +64,12 @@ class CompareConfig:
         for key in _GRID:
             if getattr(self.train, key) != getattr(plain, key):
                 raise ValueError(f"train.{key} is decided by the comparison: set {key} or encoders, not train.{key}")
+        initial, given = self.train.dagger.initial_demonstrations, set(self.demonstrations)
+        if self.policy == "dagger" and initial != plain.dagger.initial_demonstrations and {initial} != given:
+            raise ValueError(
+                "train.dagger.initial_demonstrations is decided by the comparison: set demonstrations, got "
+                f"{initial} and {list(self.demonstrations)}"
+            )
         labels = [entry.label for entry in self.entries]
         if len(set(labels)) < len(labels):
             raise ValueError(f"two encoders have one label ({', '.join(labels)}); write <label>:{self.encoders[-1]}")
@@ -129,8 +135,11 @@ class Cell:
 
     def train_config(self, config: CompareConfig, store: Path | None) -> TrainPolicyConfig:
         """Return the settings of `train-policy` that make this policy."""
+        train = config.train
+        if config.policy == "dagger":
+            train = replace(train, dagger=replace(train.dagger, initial_demonstrations=self.demonstrations))
         return replace(
-            config.train, env=self.env, demos=None if store is None else str(store),
+            train, env=self.env, demos=None if store is None else str(store),
             demonstrations=self.demonstrations, seed=self.seed, encoder=self.entry.config, policy=config.policy,
         )  # fmt: skip
 

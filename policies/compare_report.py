@@ -221,7 +221,7 @@ def _curve_parts(result: Mapping[str, Any]) -> list[str]:
 
 def _curve_plot(curves: Sequence[Mapping[str, Any]], tasks: Sequence[str | None], result: Mapping[str, Any]) -> bytes:
     """Draw one panel a task, its mean over seeds; the panel of None has the IQM over all tasks and its interval."""
-    encoders = result["design"]["encoders"]
+    encoders, counts = result["design"]["encoders"], _counts(curves)
     with plot(7.5 if len(tasks) == 1 else 10.2, 3.6, columns=len(tasks)) as drawn:
         for axes, task in zip(drawn.axes[0], tasks, strict=True):
             for curve in curves:
@@ -231,7 +231,8 @@ def _curve_plot(curves: Sequence[Mapping[str, Any]], tasks: Sequence[str | None]
                     value = 100 * np.mean(curve["by_task"].get(task, [[np.nan] * len(x)]), axis=0)
                 else:
                     axes.fill_between(x, low, high, color=ink, alpha=0.15, linewidth=0)
-                axes.plot(x, value, "o-", color=ink, label=curve["encoder"], markersize=4)
+                style = ("-", "--", ":", "-.")[counts.index(curve["demonstrations"]) % 4]
+                axes.plot(x, value, f"o{style}", color=ink, label=_named(curve, counts), markersize=4)
             axes.set_title(task or "")
             axes.set_xlabel(curves[0]["unit"])
             axes.set_ylim(-2, 102)
@@ -244,12 +245,12 @@ def _curve_plot(curves: Sequence[Mapping[str, Any]], tasks: Sequence[str | None]
 
 def _target_table(curves: Sequence[Mapping[str, Any]]) -> str:
     """Show how much each encoder needs to reach each target; a median beyond the last measurement is not invented."""
-    rows = []
+    rows, counts = [], _counts(curves)
     for curve in curves:
         for target, found in curve["steps_to"].items():
             middle = "never in half of the runs" if found["median"] is None else f"{found['median']:,.0f}"
             reached = f"{found['reached']} of {found['of']}"
-            rows.append((curve["encoder"], curve["test"], f"{100 * float(target):.0f} %", reached, middle))
+            rows.append((_named(curve, counts), curve["test"], f"{100 * float(target):.0f} %", reached, middle))
     unit = STEPS if any(curve["unit"] == STEPS for curve in curves) else curves[0]["unit"]
     return table(("encoder", "test", "success", "policies that reach it", f"median {unit}"), rows)
 
@@ -290,6 +291,17 @@ def _ink(label: str, encoders: Sequence[str], result: Mapping[str, Any]) -> str:
     kinds = {name: result["encoders"].get(name, {}).get("name", name) for name in encoders}
     first = next((name for name in encoders if kinds[name] == kinds.get(label)), label)
     return colour(kinds.get(label, label) if first == label else label, encoders.index(label))
+
+
+def _counts(curves: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """Return the demonstrations that the curves begin with; None for those over demonstrations."""
+    return list(dict.fromkeys(curve["demonstrations"] for curve in curves))
+
+
+def _named(curve: Mapping[str, Any], counts: Sequence[int | None]) -> str:
+    """Return what a curve is called beside others: by its encoder, and by its demonstrations where those differ."""
+    more = f", {curve['demonstrations']} demonstrations" if len(counts) > 1 else ""
+    return f"{curve['encoder']}{more}"
 
 
 def _policy(run: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -7,10 +7,14 @@ import pytest
 from policies import evaluate as evaluation
 from policies.compare import compare
 from policies.compare_plan import CompareConfig, cells, condition, demonstrations, parse_entry
+from policies.curve import read_curve
+from policies.dagger import DAggerConfig
 from policies.encoder import EncoderConfig
 from policies.evaluate import EvaluationConfig
+from policies.relabel import FEATURE_PREFIX
 from policies.train import TrainPolicyConfig
 from tests.policies.small import make_small
+from toto_robot.data.episodes import EpisodeStore
 from toto_robot.run_folder import lock_folder, read_json
 
 ENTRY = "toto={toto}@precision=fp32"
@@ -82,6 +86,42 @@ def test_policies_that_another_process_has_are_left_to_it(config, tmp_path, monk
     assert len(read_json(tmp_path / "run" / "comparison.json")["runs"]) == 2
 
 
+@pytest.mark.render
+def test_dagger_begins_with_the_demonstrations_of_its_cell_and_leaves_what_is_small(config, tmp_path, monkeypatch):
+    dagger = DAggerConfig(rounds=2, episodes=1, steps=3, curve_episodes=1, workers=1, envs_per_worker=1)
+    config = replace(
+        config, policy="dagger", encoders=config.encoders[:1], demonstrations=(1, 2), tests=("plain",),
+        train=replace(config.train, dagger=dagger, evaluation=replace(config.train.evaluation, episodes=1)),
+    )  # fmt: skip
+    read, real = [], EpisodeStore.read
+
+    def noted(store, key, start, stop):
+        if key.startswith(FEATURE_PREFIX):
+            read.append((store.path, key, start, stop))
+        return real(store, key, start, stop)
+
+    monkeypatch.setattr(EpisodeStore, "read", noted)
+    run = tmp_path / "run"
+    assert compare(config, run) == 0
+    steps = []
+    for count in (1, 2):
+        cell = run / "cells" / "franka_pick" / "small" / f"{count}-0"
+        assert read_json(cell / "bundle" / "policy.json")["training"]["demonstrations"] == count
+        store = EpisodeStore.open(cell / "episodes")
+        assert {"action", "simulator.state", "observation.state"} <= set(store.features) and store.cameras == ()
+        assert not [path for path in (cell / "episodes" / "data").iterdir() if "features" in path.name]
+        assert store.episode(1)["action"].shape == (store.meta["length"][1], 7)
+        for key in ("front", "wrist"):  # every frame of every round once
+            parts = [(a, b) for path, k, a, b in read if path == store.path and k == FEATURE_PREFIX + key]
+            assert parts == [(0, store.ends[0]), (store.ends[0], store.ends[1])]
+        steps.append(read_curve(cell)[-1].env_steps)
+    result = read_json(run / "comparison.json")
+    found = [(curve["demonstrations"], curve["x"][-1]) for curve in result["curves"]]
+    assert found == [(1, steps[0]), (2, steps[1])]
+    monkeypatch.setattr("policies.dagger.DAgger.learn", None)  # it is done: nothing is trained again
+    assert compare(config, run) == 0
+
+
 def test_the_grid_has_every_encoder_at_the_first_seeds_and_the_largest_store_first():
     config = CompareConfig(encoders=("toto", "mae"), demonstrations=(20, 50), seeds=2, layers=("0", "last"))
     found = [(c.seed, c.entry.label, c.demonstrations) for c in cells(config)]
@@ -136,6 +176,10 @@ def test_a_learner_without_demonstrations_is_trained_once_a_seed():
         ({"targets": (80.0,)}, "success rates in"),
         ({"seeds": 0}, "seeds and demonstrations of 1 or more"),
         ({"train": TrainPolicyConfig(seed=3)}, "train.seed is decided by the comparison"),
+        (
+            {"policy": "dagger", "train": TrainPolicyConfig(dagger=DAggerConfig(initial_demonstrations=7))},
+            "train.dagger.initial_demonstrations is decided by the comparison",
+        ),
         ({"randomize": ("lights",), "demos": "x"}, "collected here"),
     ],
 )

@@ -108,6 +108,19 @@ def test_a_learner_that_acts_has_its_curve_over_environment_steps(tmp_path):
     assert found["iqm"][-1][0] == pytest.approx(0.975)
 
 
+def test_a_curve_over_environment_steps_is_of_one_number_of_demonstrations():
+    random = np.random.default_rng(1)
+    runs = [
+        make_run(random, 0.9, "a", seed=seed, demonstrations=count, curve=((100 * count, 0.2), (200 * count, 0.8)))
+        for seed in range(2)
+        for count in (2, 5)
+    ]
+    found = study(runs)["curves"]
+    assert [(curve["demonstrations"], curve["x"][0], curve["x"][-1]) for curve in found] == [
+        (2, 200, 400), (5, 500, 1000),
+    ]  # fmt: skip
+
+
 def test_layers_make_a_curve_of_their_own():
     random = np.random.default_rng(2)
     runs = grid(0.1)
