@@ -26,6 +26,7 @@ from policies.policy_report import next_commands, write_policy_report
 from policies.ppo_config import PPOConfig
 from policies.ppo_train import learn_by_trial
 from policies.probe import choose_layer, without_auto
+from policies.settings import LEARNERS, flat, idle_sections, told_change
 from policies.shown import shown_to_head
 from toto_robot.data.episodes import EpisodeStore, require_env
 from toto_robot.encoders.base import Encoder
@@ -34,8 +35,7 @@ from toto_robot.pretrain.pictures import draw_loss
 from toto_robot.run_folder import read_json, write_json
 
 BUNDLE = "bundle"
-# Learner -> the sections of the settings that decide what it makes.
-LEARNERS = {"bc": ("bc",), "dagger": ("bc", "dagger"), "ppo": ("ppo",)}
+SETTINGS = "settings.json"  # of a training that has begun
 OTHER = {"last": "best", "best": "last"}  # the weights that were not chosen lie in bundle_best or bundle_last
 
 
@@ -120,8 +120,9 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
     """
     bundle = run_dir / BUNDLE
     if bundle.exists():
-        _check_settings(check_bundle(bundle)["training"]["settings"], config, run_dir)
+        check_settings(check_bundle(bundle)["training"]["settings"], config, run_dir)
         return bundle
+    check_begun(config, run_dir)
     if config.policy == "ppo":
         _learn_by_trial(config, run_dir)
     elif config.policy == "dagger":
@@ -132,7 +133,14 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
     return bundle
 
 
+def check_begun(config: TrainPolicyConfig, run_dir: Path) -> None:
+    """Raise ValueError where a training of other settings has begun in a folder; one may be made longer (PPO)."""
+    if (run_dir / SETTINGS).exists():
+        check_settings(read_json(run_dir / SETTINGS), config, run_dir, free=("ppo.env_steps",))
+
+
 def _learn_by_trial(config: TrainPolicyConfig, run_dir: Path) -> None:
+    _begin(config, run_dir)
     learn_by_trial(
         config.ppo,
         env=config.env,
@@ -153,6 +161,7 @@ def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
     cameras = seen_cameras(encoder, config.cameras)
     shown = shown_to_head(config.bc, encoder, store, cameras, config.demonstrations, Path(config.cache))
     data = load_demonstrations(store, shown[0], config.demonstrations, sees_state(encoder), shown[1:])
+    _begin(config, run_dir)
     trained = train_head(config.bc, data, config.seed, run_dir, encoder)
     draw_loss(run_dir, unit=trained.head.loss_unit)
     training = _training_facts(config, store)
@@ -198,7 +207,9 @@ def _correct(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
         state_entries=state_entries,
         facts={**facts, "validation_demonstrations": 0, "settings": _settings(config)},
     )
-    content = DAgger(config.dagger, config.bc, start, config.seed, run_dir).learn()
+    learner = DAgger(config.dagger, config.bc, start, config.seed, run_dir)
+    _begin(config, run_dir)
+    content = learner.learn()
     draw_loss(run_dir, unit=content.trained.head.loss_unit)
     save_bundle(bundle, content)
 
@@ -260,17 +271,24 @@ def _training_facts(config: TrainPolicyConfig, store: EpisodeStore) -> dict[str,
 def _settings(config: TrainPolicyConfig) -> dict[str, Any]:
     """Return the settings that decide what the policy is."""
     kept: dict[str, Any] = plain(asdict(config))
-    sections = {section for every in LEARNERS.values() for section in every} - {*LEARNERS[config.policy]}
-    for name in ("evaluation", "evaluate_other", "cache", "demos", *sections):
+    for name in ("evaluation", "evaluate_other", "cache", "demos", *idle_sections(config.policy)):
         del kept[name]
     for name in ("workers", "threads", "checkpoint_every"):
         kept.get("ppo", {}).pop(name, None)
     return kept
 
 
-def _check_settings(recorded: Mapping[str, Any], config: TrainPolicyConfig, run_dir: Path) -> None:
-    now = _settings(config)
-    changed = [f"{key}: {recorded.get(key)} -> {now[key]}" for key in now if recorded.get(key) != now[key]]
+def _begin(config: TrainPolicyConfig, run_dir: Path) -> None:
+    """Write down what is trained in a folder, so that the training does not go on as another one."""
+    write_json(run_dir / SETTINGS, _settings(config))
+
+
+def check_settings(
+    recorded: Mapping[str, Any], config: TrainPolicyConfig, run_dir: Path, free: tuple[str, ...] = ()
+) -> None:
+    """Raise ValueError for other settings; what was not recorded yet had its default."""
+    defaults, now = (flat(_settings(each)) for each in (TrainPolicyConfig(policy=config.policy), config))
+    changed = told_change({**defaults, **flat(recorded)}, now, [key for key in now if key not in free])
     if changed:
         raise ValueError(
             f"{run_dir} holds a policy of other settings ({'; '.join(changed)}); choose another folder with "

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from policies import train as training
 from policies.bundle import load_policy
 from policies.encoder import EncoderConfig
 from policies.policy_report import next_commands
-from policies.train import open_demonstrations, train_bundle, train_policy
+from policies.train import check_settings, open_demonstrations, train_bundle, train_policy
 from toto_robot import cli, packaged
 from toto_robot.data.episodes import ORACLE_KEY, EpisodeStore, FeatureSpec
 from toto_robot.run_folder import read_json, read_metrics
@@ -56,6 +57,24 @@ def test_other_settings_do_not_continue_a_run(small, tmp_path):
     train_bundle(small, tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds a policy of other settings \(seed: 0 -> 1\)"):
         train_bundle(replace(small, seed=1), tmp_path / "run")
+
+
+def test_a_run_that_was_killed_does_not_go_on_under_other_settings(small, tmp_path, monkeypatch):
+    run, real = tmp_path / "run", training.train_head
+    monkeypatch.setattr("policies.train.train_head", lambda *arguments: 1 / 0)  # killed as it begins
+    with pytest.raises(ZeroDivisionError):
+        train_bundle(small, run)
+    monkeypatch.setattr("policies.train.train_head", real)
+    with pytest.raises(ValueError, match=r"other settings \(seed: 0 -> 1; bc.learning_rate: 0.001 -> 0.002\)"):
+        train_bundle(replace(small, seed=1, bc=replace(small.bc, learning_rate=0.002)), run)
+    (run / "settings.json").unlink()  # what an earlier version has begun goes on
+    bundle = train_bundle(small, run)
+    recorded = read_json(bundle / "policy.json")["training"]["settings"]
+    assert read_json(run / "settings.json") == recorded
+    del recorded["bc"]["token_dropout"]  # a bundle of a version that did not know the key, which had its default then
+    check_settings(recorded, small, run)
+    with pytest.raises(ValueError, match=r"bc.token_dropout: 0.0 -> 0.1"):
+        check_settings(recorded, replace(small, bc=replace(small.bc, token_dropout=0.1)), run)
 
 
 def test_the_commands_that_come_next_exist_and_compose(small, tmp_path):
