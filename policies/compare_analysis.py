@@ -10,13 +10,13 @@ of few episodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from policies.compare_record import Run, as_record
 from policies.compare_words import words
 from policies.curve import read_curve
 from policies.seed_statistics import (
@@ -35,31 +35,6 @@ STEPS, DEMONSTRATIONS = "environment steps", "demonstrations"
 _CURVE_POINTS = 25  # of a learning curve over environment steps
 _LIKELY_WRONG = 0.05
 _Points = dict[tuple[str, int], tuple[tuple[int, float], ...]]  # (task, seed) -> (steps or demonstrations, rate)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One policy under one condition."""
-
-    env: str
-    encoder: str  # label
-    demonstrations: int
-    seed: int
-    test: str  # plain, or the axes that varied
-    records: Sequence[Mapping[str, Any]]  # one a held-out start, in the order of the starts
-    curve: tuple[tuple[int, float], ...] = ()  # (environment steps, success rate) while it learned
-    layer: str | None = None  # of the layer curve
-    parent: str | None = None  # the encoder that this is a layer of
-
-    @property
-    def outcomes(self) -> list[bool]:
-        """Success by held-out start."""
-        return [bool(record["success"]) for record in self.records]
-
-    @property
-    def rate(self) -> float:
-        """Share of successful episodes."""
-        return float(np.mean(self.outcomes))
 
 
 def success_curve(folder: Path) -> tuple[tuple[int, float], ...]:
@@ -95,7 +70,7 @@ def analyse(
         "pairs": [{**pair, "words": words(pair)} for pair in pairs],
         "curves": curves,
         "layers": _layer_curves([*layered, *main], largest),
-        "runs": [_line(run) for run in runs],
+        "runs": [as_record(run) for run in runs],
     }
 
 
@@ -108,7 +83,7 @@ def _cell(runs: Sequence[Run]) -> dict[str, Any]:
         return {}
     groups = _scores(runs)
     episodes = [outcome for run in runs for outcome in run.outcomes]
-    rewards = [float(record["reward"]) for run in runs for record in run.records]
+    rewards = [float(record["reward"]) for run in runs if run.failed is None for record in run.records]
     steps = [int(record["steps"]) for run in runs for record in run.records if record["success"]]
     return {
         "test": runs[0].test,
@@ -121,6 +96,7 @@ def _cell(runs: Sequence[Run]) -> dict[str, Any]:
         "pooled": rate_summary(sum(episodes), len(episodes)),
         "by_task": {env: [round(run.rate, 4) for run in _of(runs, env)] for env in _tasks(runs)},
         "dead": dead_seeds([run.rate for run in runs]),
+        "failed": sum(run.failed is not None for run in runs),
         "return": _quartiles(rewards),
         "steps_to_success": _quartiles(steps),
     }
@@ -180,7 +156,7 @@ def _curves(runs: Sequence[Run], test: str, label: str, targets: Sequence[float]
     """Return the learning curves: over environment steps where the learner acts, one a count, else over the counts."""
     mine = [run for run in runs if run.encoder == label and run.test == test]
     acting = [run for run in mine if len(run.curve) > 1] if test == "plain" else []
-    found = [
+    found: list[tuple[str, int | None, _Points]] = [
         (STEPS, count, {(run.env, run.seed): run.curve for run in acting if run.demonstrations == count})
         for count in sorted({run.demonstrations for run in acting})
     ]
@@ -248,14 +224,6 @@ def _layer_curves(runs: Sequence[Run], count: int) -> list[dict[str, Any]]:
             points = [{"layer": layer, **row} for layer, row in zip(layers, rows, strict=True) if row]
             found.append({"encoder": label, "test": test, "demonstrations": count, "points": points})
     return found
-
-
-def _line(run: Run) -> dict[str, Any]:
-    successes = sum(run.outcomes)
-    return {
-        "env": run.env, "encoder": run.encoder, "demonstrations": run.demonstrations, "seed": run.seed,
-        "test": run.test, **rate_summary(successes, len(run.records)),
-    }  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------------- sorting

@@ -31,6 +31,7 @@ class CompareConfig:
     # A comparison may grow; every run of it refuses other settings of its own.
     MAY_CHANGE = (
         "env", "envs", "encoders", "demonstrations", "seeds", "tests", "layers", "reference", "targets", "train",
+        "earlier",
     )  # fmt: skip
 
     env: str = "franka_pick"  # task
@@ -47,6 +48,7 @@ class CompareConfig:
     layers: tuple[str, ...] = ()  # also each of these layers of Toto and MAE, at the most demonstrations
     reference: str | None = None  # label of the encoder that the others are compared with; null is the first
     targets: tuple[float, ...] = (0.5, 0.8)  # success rates: how many demonstrations or steps each encoder needs
+    earlier: tuple[str, ...] = ()  # comparison.json files: policies of the grid that they have are not trained again
     train: TrainPolicyConfig = field(
         default_factory=lambda: TrainPolicyConfig(evaluation=EvaluationConfig(episodes=50, videos=1))
     )
@@ -127,11 +129,16 @@ class Cell:
     entry: Entry
     demonstrations: int
     seed: int
+    demonstrated: bool = True  # False for a learner that needs no demonstrations, whatever their number
 
     @property
     def name(self) -> str:
         """Folder below the comparison's, and what people call it."""
         return f"{_slug(self.env)}/{_slug(self.entry.label)}/{self.demonstrations}-{self.seed}"
+
+    def key(self, test: str) -> tuple[Any, ...]:
+        """What a test of it is found by: `Run.key`."""
+        return self.env, self.entry.label, self.demonstrations if self.demonstrated else 0, self.seed, test
 
     def train_config(self, config: CompareConfig, store: Path | None) -> TrainPolicyConfig:
         """Return the settings of `train-policy` that make this policy."""
@@ -153,8 +160,8 @@ def cells(config: CompareConfig) -> list[Cell]:
     for seed in range(config.seeds):
         for env in config.tasks:
             for entry in config.entries:
-                found += [Cell(env, entry, count, seed) for count in counts]
-            found += [Cell(env, entry, counts[0], seed) for entry in config.layer_entries]
+                found += [Cell(env, entry, count, seed, config.from_demonstrations) for count in counts]
+            found += [Cell(env, entry, counts[0], seed, config.from_demonstrations) for entry in config.layer_entries]
     return found
 
 
@@ -234,6 +241,21 @@ def _typed(value: str, hint: Any, text: str) -> Any:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
+
+
+def design(config: CompareConfig) -> dict[str, Any]:
+    """Return what was compared, for comparison.json and the report."""
+    return {
+        **{key: getattr(config, key) for key in ("policy", "seeds", "tests", "test_strength", "targets")},
+        "tasks": config.tasks,
+        "encoders": [entry.label for entry in config.entries],
+        "reference": config.against,
+        "demonstrations": sorted(config.demonstrations) if config.from_demonstrations else [],
+        "demonstration_looks": list(config.randomize),
+        "demonstration_strength": config.randomize_strength if config.randomize else 0.0,
+        "planned_runs": len(cells(config)),
+        "shared": shared_settings(config),
+    }
 
 
 def shared_settings(config: CompareConfig) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def write_comparison(
     parts = [paragraph(line, "first") for line in headline(result)]
     if done < planned:
         parts.append(paragraph(f"{done} of {planned} policies are done; the same command goes on.", "note"))
+    parts += [paragraph(line, "note") for line in _failures(result["runs"])]
     parts += result_parts(result)
     if result["pairs"]:
         parts += [heading(f"Against {design['reference']}"), _pair_table(result["pairs"])]
@@ -67,6 +68,8 @@ def write_comparison(
     for caption, path in pictures:
         parts.append(picture(path, caption))
     parts += [heading("What all policies share"), _shared_table(design)]
+    if result.get("sources"):
+        parts += [heading("Taken from earlier comparisons"), _source_table(result["sources"])]
     parts += [heading("Single policies"), _run_table(result["runs"])]
     parts += [heading("Go on"), commands(again)]
     title = f"{' against '.join(design['encoders'][:2])} on {', '.join(design['tasks'])}"
@@ -155,10 +158,30 @@ def _shared_table(design: Mapping[str, Any]) -> str:
     return table((), [(key, _told(value)) for key, value in [*rows, *_flat(design["shared"])]])
 
 
+def _source_table(sources: Sequence[Mapping[str, Any]]) -> str:
+    head = ("comparison", "policies of it", "commit", "date", "machine")
+    rows = [
+        (source["file"], source["policies"], source["commit"], source["date"],
+         f"{source['machine']['processor']}, {source['machine']['cores']} cores")
+        for source in sources
+    ]  # fmt: skip
+    return table(head, rows)
+
+
+def _failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each policy that could not be trained."""
+    reasons = {_policy(run): run["failed"] for run in runs if "failed" in run}
+    return [
+        f"No policy came of {encoder} on {env}, {count} demonstrations, seed {seed}: {reason}. It counts as one that "
+        "never succeeds."
+        for (env, encoder, count, seed), reason in reasons.items()
+    ]
+
+
 def _run_table(runs: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (run["encoder"], run["env"], run["demonstrations"], run["seed"], run["test"],
-         f"{run['successes']}/{run['episodes']}", _percent(*run["wilson95"]))
+         f"{run['successes']}/{run['episodes']}{' (failed)' if 'failed' in run else ''}", _percent(*run["wilson95"]))
         for run in runs
     ]  # fmt: skip
     return table(("encoder", "task", "demonstrations", "seed", "test", "successes", "Wilson 95 %"), rows)

@@ -77,6 +77,10 @@ class Evaluator:
             self._processes.__exit__(kind, error, trace)
             self._processes = None
 
+    def restart(self, error: BaseException) -> None:
+        """End the processes, one of which an error has ended; the next evaluation starts new ones."""
+        self.__exit__(type(error), error, None)
+
     def evaluate(self, bundle: Path, run_dir: Path, config: EvaluationConfig | None = None) -> dict[str, Any]:
         """Run the seeds that are not done yet, write evaluation.json and return it.
 

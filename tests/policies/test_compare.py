@@ -3,14 +3,17 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from policies import evaluate as evaluation
+from policies import train as training
 from policies.compare import compare
 from policies.compare_plan import CompareConfig, cells, condition, demonstrations, parse_entry
 from policies.curve import read_curve
 from policies.dagger import DAggerConfig
 from policies.encoder import EncoderConfig
 from policies.evaluate import EvaluationConfig
+from policies.failure import TrainingFailed
 from policies.relabel import FEATURE_PREFIX
 from policies.train import TrainPolicyConfig
 from tests.policies.small import make_small
@@ -62,6 +65,15 @@ def test_a_grid_is_trained_tested_reported_and_repeats_for_nothing(config, tmp_p
     assert {k: v for k, v in read_json(run / "comparison.json").items() if k != "date"} == {
         k: v for k, v in result.items() if k != "date"
     }
+    monkeypatch.setattr("policies.compare.encoder_costs", lambda *arguments: result["encoders"])
+    published = replace(config, earlier=(str(run / "comparison.json"),))
+    assert compare(published, tmp_path / "other") == 0
+    again = read_json(tmp_path / "other" / "comparison.json")
+    for key in ("design", "encoders", "cells", "pairs", "curves", "layers", "runs"):
+        assert again[key] == result[key], key
+    assert [(source["file"], source["policies"]) for source in again["sources"]] == [("comparison.json", 4)]
+    assert not (tmp_path / "other" / "cells").exists()
+    assert "Taken from earlier comparisons" in (tmp_path / "other" / "report.html").read_text()
 
 
 @pytest.mark.render
@@ -120,6 +132,48 @@ def test_dagger_begins_with_the_demonstrations_of_its_cell_and_leaves_what_is_sm
     assert found == [(1, steps[0]), (2, steps[1])]
     monkeypatch.setattr("policies.dagger.DAgger.learn", None)  # it is done: nothing is trained again
     assert compare(config, run) == 0
+
+
+@pytest.mark.render
+def test_a_policy_that_breaks_down_is_dead_and_the_others_go_on(config, tmp_path, monkeypatch, capsys):
+    config = replace(config, encoders=("none",), demonstrations=(2,), seeds=3, tests=("plain",))
+    asked, real = [], training.train_head
+
+    def broken(bc, data, seed, *more):
+        """Seed 0 answers with NaN, which its worker process finds; the loss of seed 1 is not finite."""
+        asked.append(seed)
+        if seed == 1:
+            raise TrainingFailed("the cloning loss is nan at step 7")
+        trained = real(bc, data, seed, *more)
+        if seed == 0:
+            torch.nn.init.constant_(next(trained.head.out.parameters()), torch.nan)
+        return trained
+
+    monkeypatch.setattr("policies.train.train_head", broken)
+    run = tmp_path / "run"
+    for _ in range(2):  # the second time nothing is tried again
+        assert compare(config, run) == 0
+    assert asked == [0, 1, 2]
+    result = read_json(run / "comparison.json")
+    told = [(record["seed"], record["starts"]["success"], record.get("failed", "")) for record in result["runs"]]
+    assert told[0][:2] == (0, "00") and "NaN or infinity in the policy's action" in told[0][2]
+    assert told[1] == (1, "00", "the cloning loss is nan at step 7") and told[2][2] == ""
+    (cell,) = result["cells"]
+    assert (cell["policies"], cell["failed"]) == (3, 2) and cell["dead"] >= 2
+    report = (run / "report.html").read_text()
+    assert "No policy came of none on franka_pick, 2 demonstrations, seed 1: the cloning loss is nan" in report
+    assert "failed, counted as no success" in capsys.readouterr().out
+    other = replace(config, train=replace(config.train, bc=replace(config.train.bc, steps=31)))
+    with pytest.raises(ValueError, match=r"other settings \(bc.steps: 30 -> 31\)"):
+        compare(other, run)
+
+    def refuse(*arguments):
+        raise ValueError("a setting is wrong")
+
+    monkeypatch.setattr("policies.train.train_head", refuse)
+    with pytest.raises(ValueError, match="a setting is wrong"):
+        compare(replace(config, demonstrations=(1,)), run)
+    assert not (run / "cells" / "franka_pick" / "none" / "1-0" / "failed.json").exists()
 
 
 def test_the_grid_has_every_encoder_at_the_first_seeds_and_the_largest_store_first():

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from policies.compare_analysis import DEMONSTRATIONS, STEPS, Run, analyse, success_curve
+from policies.compare_analysis import DEMONSTRATIONS, STEPS, analyse, success_curve
+from policies.compare_record import Run
 from policies.compare_report import write_comparison
 from policies.compare_words import sentences
 
