@@ -33,7 +33,7 @@ from policies.compare_record import Run, failed_records, write_compact
 from policies.compare_report import write_comparison
 from policies.compare_words import sentences
 from policies.encoder import open_encoder
-from policies.encoder_cost import encoder_cost
+from policies.encoder_cost import encoder_cost, stored_parameters, total_parameters
 from policies.evaluate import Evaluator, attach_evaluation, read_outcomes
 from policies.failure import training_failed
 from policies.statistics import Rate
@@ -100,7 +100,7 @@ def report(work: _Work) -> dict[str, Any]:
         "commit": git_commit(),
         "date": time.strftime("%Y-%m-%d"),
         "sources": list(work.earlier.sources),
-        "encoders": work.costs,
+        "encoders": {label: {**facts, **_head(runs, label)} for label, facts in work.costs.items()},
         **analyse(
             runs, encoders=[entry.label for entry in config.entries], reference=config.against, targets=config.targets
         ),
@@ -108,6 +108,12 @@ def report(work: _Work) -> dict[str, Any]:
     write_compact(run_dir / "comparison.json", result)
     write_comparison(run_dir, result, _pictures(config, run_dir), _next(config, run_dir))
     return result
+
+
+def _head(runs: Sequence[Run], label: str) -> dict[str, int]:
+    """Return the size of what was trained on an encoder, where a policy is done."""
+    sizes = [run.head_parameters for run in runs if run.encoder == label and run.head_parameters is not None]
+    return {"head_parameters": sizes[0]} if sizes else {}
 
 
 def encoder_costs(entries: Sequence[Entry], run_dir: Path, published: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +134,9 @@ def encoder_costs(entries: Sequence[Entry], run_dir: Path, published: Mapping[st
                 continue
             if known.get(entry.label, {}).get("fingerprint") != encoder.fingerprint:
                 known[entry.label] = {"path": entry.config.path, **encoder_cost(encoder)}
+                write_json(path, known)
+            elif "total_parameters" not in known[entry.label]:  # measured by an earlier version
+                known[entry.label]["total_parameters"] = total_parameters(encoder)
                 write_json(path, known)
     return {entry.label: known[entry.label] for entry in entries}
 
@@ -166,6 +175,7 @@ def _read_run(work: _Work, cell: Cell, test: str) -> Run | None:
         curve=success_curve(folder),
         env_steps=description["training"].get("env_steps"),
         scene=description["task"]["scene_hash"],
+        head_parameters=stored_parameters(bundle / "head"),
     )
 
 

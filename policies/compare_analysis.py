@@ -24,6 +24,7 @@ from policies.seed_statistics import (
     bootstrap_interval,
     dead_seeds,
     interquartile_mean,
+    median_interval,
     needed_seeds,
     paired_difference,
     probability_of_improvement,
@@ -89,6 +90,7 @@ def _cell(runs: Sequence[Run]) -> dict[str, Any]:
         "test": runs[0].test,
         "encoder": runs[0].encoder,
         "demonstrations": runs[0].demonstrations,
+        **_env_steps(runs),
         "policies": len(runs),
         "tasks": len(groups),
         "iqm": bootstrap_interval(groups, interquartile_mean).as_list(),
@@ -119,6 +121,7 @@ def _pair(runs: Sequence[Run], first: str, second: str) -> dict[str, Any] | None
     return {
         "test": one[0].test,
         "demonstrations": one[0].demonstrations,
+        **_env_steps([*one, *two]),
         "first": first,
         "second": second,
         "tasks": len(groups[0]),
@@ -182,7 +185,9 @@ def _curve(points: _Points, unit: str, targets: Sequence[float]) -> dict[str, An
         "x": [float(x) for x in grid], "iqm": estimates,
         "by_task": {task: [[round(float(v), 4) for v in y] for (env, _), y in on_grid.items() if env == task]
                     for task in _envs(on_grid)},
-        "steps_to": {str(target): _reached(list(points.values()), target) for target in targets},
+        "task_means": {task: [bootstrap_interval([[y[i] for (env, _), y in on_grid.items() if env == task]]).as_list()
+                              for i in range(len(grid))] for task in _envs(on_grid)},
+        "steps_to": {str(target): _reached(points, target) for target in targets},
     }  # fmt: skip
 
 
@@ -204,13 +209,18 @@ def _grid(curves: Sequence[Sequence[tuple[int, float]]], unit: str) -> np.ndarra
     return np.linspace(first, max(first, last), _CURVE_POINTS)
 
 
-def _reached(curves: Sequence[Sequence[tuple[int, float]]], target: float) -> dict[str, Any]:
-    """Return how many runs reach a target, and the quartiles of where; a run that never does counts as infinite."""
-    found = [steps_to([x for x, _ in curve], [y for _, y in curve], target) for curve in curves]
+def _reached(points: _Points, target: float) -> dict[str, Any]:
+    """Return how many runs reach a target, and the median of where; a run that never does counts as infinite.
+
+    None stands for infinity: a median, or an end of its interval, that lies beyond what was measured.
+    """
+    where = {key: steps_to([x for x, _ in curve], [y for _, y in curve], target) for key, curve in points.items()}
+    groups = [[x for (env, _), x in where.items() if env == task] for task in _envs(points)]
+    found = [x for group in groups for x in group]
+    middle = median_interval([[np.inf if x is None else x for x in group] for group in groups])
+    value, low, high = (round(x, 4) if np.isfinite(x) else None for x in (middle.value, middle.low, middle.high))
     there = sorted(x for x in found if x is not None)
-    ordered = [*there, *[None] * (len(found) - len(there))]
-    middle = ordered[(len(ordered) - 1) // 2]
-    return {"reached": len(there), "of": len(found), "median": middle, "values": there}
+    return {"reached": len(there), "of": len(found), "median": value, "interval95": [low, high], "values": there}
 
 
 def _layer_curves(runs: Sequence[Run], count: int) -> list[dict[str, Any]]:
@@ -248,6 +258,12 @@ def _of(runs: Iterable[Run], env: str) -> list[Run]:
 def _scores(runs: Sequence[Run]) -> list[list[float]]:
     """Return success rates by task, each in the order of policy seeds."""
     return [[run.rate for run in _of(runs, env)] for env in _tasks(runs)]
+
+
+def _env_steps(runs: Sequence[Run]) -> dict[str, int]:
+    """Return the median of the environment steps that runs learned from; {} where they only saw demonstrations."""
+    steps = [run.env_steps for run in runs if run.env_steps is not None]
+    return {"env_steps": int(np.median(steps))} if steps else {}
 
 
 def _quartiles(values: Sequence[float]) -> dict[str, float]:

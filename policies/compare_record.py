@@ -18,7 +18,7 @@ import numpy as np
 from policies.statistics import rate_summary
 from toto_robot.run_folder import write_text
 
-_OPTIONAL = ("layer", "parent", "env_steps", "scene", "failed")
+_OPTIONAL = ("layer", "parent", "env_steps", "scene", "head_parameters", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Run:
     parent: str | None = None  # the encoder that this is a layer of
     env_steps: int | None = None  # that it learned from, of a learner that acts
     scene: str | None = None  # hash of the scene that it was tested in
+    head_parameters: int | None = None  # weights that were trained
     failed: str | None = None  # why there is no policy: every start counts as a failure
 
     @property

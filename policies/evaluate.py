@@ -191,7 +191,7 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
     learned_from = steps_done or f"{told.get('demonstrations')} demonstrations"
     steps, gained = evaluation["steps_to_success"], evaluation["return"]
     took = (
-        f", median {steps['median']:.0f} steps"
+        f", median {steps['median']:.0f} steps [quartiles {steps['q25']:.0f}, {steps['q75']:.0f}]"
         if steps
         else ", no success, which leaves all rates of the interval possible"
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from policies.curve import curve_png, read_curve
+from policies.curve import curve_png, measured_on, read_curve
 from policies.page import ENCODER_LABELS, commands, figure, heading, paragraph, picture, table, write_page
 from policies.statistics import Rate
 from toto_robot.cli import COMMANDS
@@ -30,8 +30,12 @@ def write_policy_report(run_dir: Path, bundle: Path, evaluation: Mapping[str, An
     ]
     points = read_curve(run_dir)
     if points:
-        caption = "Success while it learned, with Wilson 95 % intervals, over control steps learned from."
-        parts += [heading("Learning curve"), figure(curve_png(points), caption)]
+        learner = description["training"].get("learner", "bc")
+        caption = (
+            f"Success on {measured_on(learner)}, while it learned, with Wilson 95 % intervals, over control steps "
+            "learned from."
+        )
+        parts += [heading("Learning curve"), figure(curve_png(points, learner), caption)]
     if (run_dir / "loss.png").exists():
         parts += [heading("Loss"), picture(run_dir / "loss.png", "Of normalised actions; it does not rank policies.")]
     parts += [heading("What was used"), table((), _used(description, evaluation))]

@@ -65,9 +65,7 @@ def update(
     names = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "entropy", "gradient_norm")
     values = {f"train/{name}": value for name, value in zip(names, (sums / taken).tolist(), strict=True)}
     if not all(math.isfinite(value) for value in values.values()):
-        raise TrainingFailed(
-            f"PPO's loss is not finite ({values}); lower ppo.learning_rate, or set ppo.target_kl=0.02"
-        )
+        raise TrainingFailed(f"PPO's loss is not finite ({values}); lower ppo.learning_rate, or set ppo.target_kl=0.02")
     return {
         **values,
         "train/explained_variance": told_variance,

@@ -51,6 +51,8 @@ def test_a_grid_is_trained_tested_reported_and_repeats_for_nothing(config, tmp_p
         "lights": 1.0, "colors": 1.0,
     }  # fmt: skip
     assert result["encoders"]["small"]["gflops_per_frame"] > 0 == result["encoders"]["none"]["parameters"]
+    assert result["encoders"]["small"]["total_parameters"] > result["encoders"]["small"]["parameters"]
+    assert result["encoders"]["none"]["head_parameters"] > result["encoders"]["none"]["total_parameters"] == 0
     assert result["design"]["shared"]["bc"]["steps"] == 30
     assert "One policy seed says nothing" in capsys.readouterr().out
     assert (run / "report.html").stat().st_size > 10_000
