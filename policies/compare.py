@@ -19,6 +19,7 @@ from policies.aggregate import forget_views
 from policies.bundle import bundle_hash
 from policies.compare_analysis import analyse, success_curve
 from policies.compare_earlier import Earlier, read_earlier
+from policies.compare_layers import Chosen, choose_layers, costed
 from policies.compare_plan import (
     PLAIN,
     Cell,
@@ -65,9 +66,11 @@ def compare_encoders(config: CompareConfig, run_dir: Path) -> dict[str, Any]:
     earlier = read_earlier(config)
     stores = {env: demonstrations(config, env) for env in config.tasks}
     earlier.check_scenes((env, _scene(path)) for env, path in stores.items() if path is not None)
-    costs = encoder_costs([*config.entries, *config.layer_entries], run_dir, earlier.whole(config))
+    published = earlier.whole(config)
+    chosen = choose_layers(config, run_dir, stores, published)
+    costs = encoder_costs(costed(config, chosen), run_dir, published)
     earlier.check_encoders(costs)
-    work = _Work(config, run_dir, earlier, costs)
+    work = _Work(config, run_dir, earlier, costs, chosen)
     with Evaluator(config.train.evaluation) as evaluator:
         _run_all(work, stores, evaluator)
     return report(work)
@@ -81,6 +84,12 @@ class _Work:
     run_dir: Path
     earlier: Earlier
     costs: Mapping[str, Any]
+    chosen: Chosen  # encoders whose layer was left open
+
+    def train_config(self, cell: Cell, store: Path | None) -> TrainPolicyConfig:
+        """Return the settings of `train-policy` that make a policy."""
+        train = cell.train_config(self.config, store)
+        return replace(train, encoder=self.chosen.get((cell.env, cell.entry.label), train.encoder))
 
     def folder(self, cell: Cell) -> Path:
         """Return the run folder of a policy."""
@@ -198,7 +207,7 @@ def _run_all(work: _Work, stores: Mapping[str, Path | None], evaluator: Evaluato
                 continue
             began = time.monotonic()
             with contextlib.closing(lock):
-                told = _run_cell(work, cell, cell.train_config(work.config, stores[cell.env]), evaluator)
+                told = _run_cell(work, cell, work.train_config(cell, stores[cell.env]), evaluator)
             if time.monotonic() - began > 1:  # less: it was done before
                 spent_s.append(time.monotonic() - began)
             left = len(waiting) - index - 1 + len(taken)

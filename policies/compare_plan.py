@@ -15,7 +15,7 @@ from policies.collect import CollectConfig, collect_episodes
 from policies.encoder import PACKAGED, EncoderConfig
 from policies.environment import randomization
 from policies.evaluate import EvaluationConfig
-from policies.train import TrainPolicyConfig
+from policies.train import TrainPolicyConfig, check_chosen
 from toto_robot.run_folder import wait_for_folder
 
 _LIKE = {"random_toto": "toto", "random_vit": "mae"}  # a random encoder has the size of the trained one beside it
@@ -75,6 +75,9 @@ class CompareConfig:
         labels = [entry.label for entry in self.entries]
         if len(set(labels)) < len(labels):
             raise ValueError(f"two encoders have one label ({', '.join(labels)}); write <label>:{self.encoders[-1]}")
+        auto = [entry for entry in self.entries if entry.config.layer == "auto"]
+        if auto:
+            check_chosen(auto[0].config, self.policy)
         if self.reference is not None and self.reference not in labels:
             raise ValueError(f"reference={self.reference} is none of the encoders {', '.join(labels)}")
 
@@ -134,7 +137,7 @@ class Cell:
     @property
     def name(self) -> str:
         """Folder below the comparison's, and what people call it."""
-        return f"{_slug(self.env)}/{_slug(self.entry.label)}/{self.demonstrations}-{self.seed}"
+        return f"{slug(self.env)}/{slug(self.entry.label)}/{self.demonstrations}-{self.seed}"
 
     def key(self, test: str) -> tuple[Any, ...]:
         """What a test of it is found by: `Run.key`."""
@@ -239,7 +242,8 @@ def _typed(value: str, hint: Any, text: str) -> Any:
         raise ValueError(f"expected a whole number, got {value!r} in encoders entry {text}") from error
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Return a text as a file name."""
     return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
 
 

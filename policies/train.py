@@ -39,6 +39,15 @@ SETTINGS = "settings.json"  # of a training that has begun
 OTHER = {"last": "best", "best": "last"}  # the weights that were not chosen lie in bundle_best or bundle_last
 
 
+def check_chosen(encoder: EncoderConfig, learner: str) -> None:
+    """Raise ValueError where the layer is to be chosen from demonstrations, and the learner has none."""
+    if encoder.layer == "auto" and learner == "ppo":
+        raise ValueError(
+            "encoder.layer=auto is chosen from demonstrations, of which policy=ppo has none: ask `toto_robot probe "
+            f"encoders=[{encoder.name}]`, and give encoder.layer the number that it finds"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainPolicyConfig:
     """Settings of `toto_robot train-policy`."""
@@ -67,6 +76,7 @@ class TrainPolicyConfig:
     def __post_init__(self) -> None:
         if self.policy not in LEARNERS:
             raise ValueError(f"expected policy {' or '.join(LEARNERS)}, got {self.policy!r}")
+        check_chosen(self.encoder, self.policy)
         if self.demonstrations < 1:
             raise ValueError(f"expected at least one demonstration, got {self.demonstrations}")
         if self.seed < 0:
@@ -187,11 +197,18 @@ def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
 
 
 def _correct(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
-    encoder = open_encoder(config.encoder)
+    encoder = open_encoder(without_auto(config.encoder))
     count, data, state_entries = config.dagger.initial_demonstrations, None, 0
     facts: dict[str, Any] = {"demonstrations": 0, "seed": config.seed}
+    if config.encoder.layer == "auto" and not count:
+        raise ValueError(
+            "encoder.layer=auto is chosen from dagger.initial_demonstrations, of which there are none: give it a number"
+        )
     if count:
         begin = replace(config, demonstrations=count)
+        if config.encoder.layer == "auto":
+            asked = open_demonstrations(begin)
+            encoder = open_encoder(choose_layer(config.encoder, asked, config.cameras, count, run_dir))
         store, data = _demonstrations(begin, encoder)
         task, facts = store.env, _training_facts(begin, store)
     else:

@@ -8,17 +8,19 @@ import torch
 from policies import evaluate as evaluation
 from policies import train as training
 from policies.compare import compare
+from policies.compare_layers import choose_layers, costed
 from policies.compare_plan import CompareConfig, cells, condition, demonstrations, parse_entry
 from policies.curve import read_curve
 from policies.dagger import DAggerConfig
 from policies.encoder import EncoderConfig
 from policies.evaluate import EvaluationConfig
 from policies.failure import TrainingFailed
+from policies.probe import open_layers
 from policies.relabel import FEATURE_PREFIX
 from policies.train import TrainPolicyConfig
 from tests.policies.small import make_small
 from toto_robot.data.episodes import EpisodeStore
-from toto_robot.run_folder import lock_folder, read_json
+from toto_robot.run_folder import lock_folder, read_json, write_json
 
 ENTRY = "toto={toto}@precision=fp32"
 
@@ -176,6 +178,33 @@ def test_a_policy_that_breaks_down_is_dead_and_the_others_go_on(config, tmp_path
     with pytest.raises(ValueError, match="a setting is wrong"):
         compare(replace(config, demonstrations=(1,)), run)
     assert not (run / "cells" / "franka_pick" / "none" / "1-0" / "failed.json").exists()
+
+
+def test_a_layer_that_is_left_open_is_chosen_once_a_task_from_the_fewest_demonstrations(config, tmp_path, monkeypatch):
+    auto = config.encoders[0] + "@layer=auto"
+    config = replace(config, encoders=(auto, "none"), envs=("franka_pick", "kuka_pick"))
+    stores = dict.fromkeys(config.tasks, demonstrations(config, "franka_pick"))
+    asked = []
+
+    def choose(encoder, store, cameras, episodes, folder):
+        chosen = len(asked)
+        asked.append((folder.relative_to(tmp_path).as_posix(), episodes))
+        write_json(folder / "layers.json", {"of": {"encoder": open_layers(encoder).fingerprint}, "chosen": chosen})
+        return replace(encoder, layer=str(chosen))
+
+    monkeypatch.setattr("policies.compare_layers.choose_layer", choose)
+    for _ in range(2):
+        chosen = choose_layers(config, tmp_path, stores, ())
+        config = replace(config, demonstrations=(1, *config.demonstrations))  # grown: the choice stays
+    assert asked == [("layers/franka_pick/small", 2), ("layers/kuka_pick/small", 2)]
+    assert {key: encoder.layer for key, encoder in chosen.items()} == {
+        ("franka_pick", "small"): "0", ("kuka_pick", "small"): "1",
+    }  # fmt: skip
+    rows = [(entry.label, entry.config.layer) for entry in costed(config, chosen)]
+    assert rows == [("small", "0"), ("small on kuka_pick", "1"), ("none", None)]
+    assert choose_layers(config, tmp_path, stores, ("small",)) == {}
+    with pytest.raises(ValueError, match=r"policy=ppo has none: ask `toto_robot probe encoders=\[toto\]`"):
+        replace(config, policy="ppo")
 
 
 def test_the_grid_has_every_encoder_at_the_first_seeds_and_the_largest_store_first():

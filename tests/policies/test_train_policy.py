@@ -77,6 +77,31 @@ def test_a_run_that_was_killed_does_not_go_on_under_other_settings(small, tmp_pa
         check_settings(recorded, replace(small, bc=replace(small.bc, token_dropout=0.1)), run)
 
 
+@pytest.mark.parametrize("learner", ["bc", "dagger"])
+def test_a_layer_that_is_left_open_is_chosen_before_the_encoder_is_used(small, tmp_path, monkeypatch, learner):
+    def begun(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    asked, opened, real = [], [], training.open_encoder
+    monkeypatch.setattr("policies.train.open_encoder", lambda config: opened.append(config.layer) or real(config))
+    monkeypatch.setattr(
+        "policies.train.choose_layer",
+        lambda encoder, store, cameras, count, folder: asked.append(count) or replace(encoder, layer="0"),
+    )
+    monkeypatch.setattr("policies.train.shown_to_head", begun)
+    monkeypatch.setattr("policies.train.cached_features", begun)
+    config = replace(small, policy=learner, encoder=replace(small.encoder, layer="auto"))
+    config = replace(config, dagger=replace(config.dagger, initial_demonstrations=2))
+    with pytest.raises(KeyboardInterrupt):
+        train_bundle(config, tmp_path)
+    assert opened == [None, "0"] and asked == [3 if learner == "bc" else 2]
+    if learner == "dagger":
+        with pytest.raises(ValueError, match=r"chosen from dagger.initial_demonstrations"):
+            train_bundle(replace(config, dagger=replace(config.dagger, initial_demonstrations=0)), tmp_path / "none")
+    with pytest.raises(ValueError, match=r"policy=ppo has none: ask `toto_robot probe"):
+        replace(config, policy="ppo")
+
+
 def test_the_commands_that_come_next_exist_and_compose(small, tmp_path):
     bundle = train_bundle(replace(small, encoder=EncoderConfig(name="none")), tmp_path / "run")
     lines = next_commands(bundle, read_json(bundle / "policy.json"))
