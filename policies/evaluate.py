@@ -38,7 +38,7 @@ class EvaluationConfig:
     videos: int = 2  # videos of successes, and of failures
     randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
     randomize_strength: float = 1.0  # 1 is the whole range of each axis
-    latency_s: str | None = None  # delay of every action: seconds, or a JSON file of measured ones (p50_s, p99_s)
+    latency_s: str | None = None  # delay of every action: seconds, a JSON file of measured ones, or a deployment
 
     def __post_init__(self) -> None:
         for name in ("episodes", "envs_per_worker"):
