@@ -41,7 +41,7 @@ class CompareConfig:
     demonstrations: tuple[int, ...] = (20, 50)  # first episodes of one store to learn from (dagger: to begin with)
     seeds: int = 5  # policies a cell, with seeds 0, 1, ...
     demos: str | None = None  # episode store, or folder with a store named after each task; null collects
-    randomize: tuple[str, ...] = ()  # axes that vary in the demonstrations: lights, cameras, ..., or all; demos=null
+    randomize: tuple[str, ...] = ()  # axes that vary while policies learn: lights, cameras, ..., or all; demos=null
     randomize_strength: float = 1.0  # 1 is the whole range of each axis
     tests: tuple[str, ...] = (PLAIN,)  # plain, an axis, several as lights+cameras, or all: one table each
     test_strength: float = 1.0  # of the axes in tests
@@ -146,8 +146,13 @@ class Cell:
     def train_config(self, config: CompareConfig, store: Path | None) -> TrainPolicyConfig:
         """Return the settings of `train-policy` that make this policy."""
         train = config.train
+        looks: dict[str, Any] = {}
+        if config.randomize:  # what learns while it acts sees what the demonstrations show
+            looks = {"randomize": config.randomize, "randomize_strength": config.randomize_strength}
         if config.policy == "dagger":
-            train = replace(train, dagger=replace(train.dagger, initial_demonstrations=self.demonstrations))
+            train = replace(train, dagger=replace(train.dagger, initial_demonstrations=self.demonstrations, **looks))
+        elif config.policy == "ppo":
+            train = replace(train, ppo=replace(train.ppo, **looks))
         return replace(
             train, env=self.env, demos=None if store is None else str(store),
             demonstrations=self.demonstrations, seed=self.seed, encoder=self.entry.config, policy=config.policy,

@@ -27,6 +27,7 @@ from policies.chunks import ExecutionConfig
 from policies.collect import create_store
 from policies.curve import CurvePoint, read_curve, record_point
 from policies.demonstrations import Demonstrations
+from policies.environment import randomization
 from policies.evaluate import EvaluationConfig, Evaluator
 from policies.heads.base import InputSizes
 from policies.heads.build import build_head
@@ -55,6 +56,8 @@ class DAggerConfig:
     curve_episodes: int = 20  # held-out episodes after each round, for curve.jsonl; 0 measures at the end only
     envs_per_worker: int = 8  # environments in lock-step in a process
     workers: int | None = None  # processes; null is one a core
+    randomize: tuple[str, ...] = ()  # axes that change every rollout, as the demonstrations' did: lights, ..., or all
+    randomize_strength: float = 1.0  # 1 is the whole range of each axis
 
     def __post_init__(self) -> None:
         for name in ("rounds", "episodes", "steps", "envs_per_worker"):
@@ -65,6 +68,11 @@ class DAggerConfig:
                 raise ValueError(f"expected dagger.{name} of 0 or more, got {getattr(self, name)}")
         if not 0 <= self.expert_share <= 1:
             raise ValueError(f"expected dagger.expert_share in [0, 1], got {self.expert_share}")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What rollouts are made with, on top of what the policy needs; the curve's episodes are plain."""
+        return randomization(self.randomize, self.randomize_strength)
 
     def share(self, number: int) -> float:
         """Return the expert's share of the steps of a round, 1 for one that has no policy yet."""
@@ -172,6 +180,7 @@ class DAgger:
                     expert_share=share,
                     seed=self._seed,
                     expert=config.expert,
+                    settings=config.environment,
                 )
                 self._processes.send(index, job)
         early: dict[int, Labelled] = {}

@@ -229,6 +229,16 @@ def test_entries_name_an_encoder_its_weights_and_its_options():
     assert [e.config.path for e in config.entries] == ["mine", "mine", "mae-small-sim", "mae-small-sim", None]
 
 
+def test_what_learns_while_it_acts_sees_what_demonstrations_show():
+    looks = {"randomize": ("lights",), "randomize_strength": 0.5}
+    for policy in ("bc", "dagger", "ppo"):
+        config = CompareConfig(policy=policy, **looks)
+        train = cells(config)[0].train_config(config, None)
+        told = {name: getattr(train, name).randomize for name in ("dagger", "ppo")}
+        assert told == {name: ("lights",) if name == policy else () for name in told}
+    assert (train.ppo.randomize_strength, train.dagger.randomize_strength) == (0.5, 1.0)
+
+
 def test_axes_of_a_condition_are_those_of_its_name():
     config = CompareConfig(tests=("cameras+lights",), test_strength=0.5)
     found = condition(config, "cameras+lights")
