@@ -1,6 +1,8 @@
 """Does the whole of train-policy run, repeat for nothing, share its cache, and tell a user what is wrong?"""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -105,8 +107,22 @@ def test_a_layer_that_is_left_open_is_chosen_before_the_encoder_is_used(small, t
 def test_the_commands_that_come_next_exist_and_compose(small, tmp_path):
     bundle = train_bundle(replace(small, encoder=EncoderConfig(name="none")), tmp_path / "run")
     lines = next_commands(bundle, read_json(bundle / "policy.json"))
-    assert lines[0].startswith("toto_robot evaluate policy=")
-    for line in lines:
+    description = read_json(bundle / "policy.json")
+    told = [line.split()[1] for line in lines]
+    assert told == ["evaluate", "compare", "train-policy", "deploy"]
+    assert lines[0].startswith("toto_robot evaluate policy=") and lines[-1].split()[2] == f"policy={bundle}"
+
+    def next_of(**changed):
+        return next_commands(bundle, {**description, **{key: {**description[key], **changed[key]} for key in changed}})
+
+    for other in ({"env_id": "toto_robot/KukaPick-v0"}, {"preset": "pixmc"}):
+        assert [line.split()[1] for line in next_of(task=other)] == told[:3]
+    assert "deploy" not in [line.split()[1] for line in next_of(encoder={"name": "state"})]
+    (acting,) = (line for line in next_of(training={"learner": "ppo", "env_steps": 300}) if "compare" in line)
+    assert "policy=ppo" in acting and "train.ppo.env_steps=300" in acting and "demonstrations" not in acting
+    (corrected,) = (line for line in next_of(training={"learner": "dagger"}) if "compare" in line)
+    assert "policy=dagger" in corrected and "demonstrations=[3]" in corrected
+    for line in [*lines, acting, corrected]:
         name, *words = line.split("#")[0].split()[1:]
         _, schema = cli._load(name)
         config = cli._compose(name, schema, [word for word in words if not word.startswith("run=")])
@@ -130,6 +146,21 @@ def test_an_encoder_without_a_path_is_the_packaged_one(name, tmp_path, monkeypat
     folder = EncoderConfig(name=name).folder
     assert folder == packaged.FOLDER / ("mae-small-sim" if name == "mae" else "toto-small-sim")
     assert (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+
+
+def test_a_sweep_trains_a_policy_a_job(demos, tmp_path):
+    """Jobs are subprocesses' work on a cluster: nothing but the command line says what they do."""
+    words = [
+        "seed=0,1", "encoder=none", f"demos={demos}", "demonstrations=2", "bc.steps=2", "evaluation.episodes=1",
+        "evaluation.workers=1", "evaluation.videos=0", "evaluate_other=false", f"cache={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "toto_robot", "train-policy", "--multirun", *words, f"run={tmp_path / 'sweep'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for seed in (0, 1):
+        training = read_json(tmp_path / "sweep" / str(seed) / "bundle" / "policy.json")["training"]
+        assert training["seed"] == seed and training["demonstrations"] == 2
+        assert read_json(tmp_path / "sweep" / str(seed) / "evaluation.json")["episodes"] == 1
 
 
 def test_a_missing_encoder_says_which_command_makes_it(small, tmp_path):
