@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from policies.bundle import bundle_hash, check_bundle, model_card, write_card
+from policies.bundle import bundle_hash, check_bundle, write_card
 from policies.environment import randomization
 from policies.latency import read_latency
+from policies.policy_card import model_card
 from policies.processes import Processes, usable_cores
 from policies.rollout import EpisodeResult, Job, worker
 from policies.statistics import Rate, rate_summary
@@ -203,7 +204,8 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
 
 def attach_evaluation(bundle: Path, evaluation: Mapping[str, Any] | None) -> None:
     """Put an evaluation, once there is one, and the model card that tells it into the bundle that earned it."""
-    write_card(bundle, model_card(read_json(bundle / "policy.json"), evaluation), evaluation)
+    card = model_card(read_json(bundle / "policy.json"), bundle_hash(bundle), evaluation)
+    write_card(bundle, card, evaluation)
 
 
 def read_outcomes(run_dir: Path, policy_hash: str) -> dict[int, dict[str, Any]]:

@@ -22,6 +22,7 @@ from policies.environment import environment_id, plain
 from policies.evaluate import EvaluationConfig, Evaluator, attach_evaluation, summary_line
 from policies.features import cached_features
 from policies.observation import seen_cameras, sees_state
+from policies.policy_card import demonstrated_by
 from policies.policy_report import next_commands, write_policy_report
 from policies.ppo_config import PPOConfig
 from policies.ppo_train import learn_by_trial
@@ -277,6 +278,7 @@ def _training_facts(config: TrainPolicyConfig, store: EpisodeStore) -> dict[str,
         "frames": int(store.ends[len(training) - 1]),
         "seed": config.seed,
         "demonstrations_hash": store.content_hash(),
+        "demonstrated_by": demonstrated_by(store.provenance),
         "settings": _settings(config),
     }
     if "seed" in store.meta:
