@@ -64,7 +64,8 @@ def compare(config: CompareConfig, run_dir: Path) -> int:
 def compare_encoders(config: CompareConfig, run_dir: Path) -> dict[str, Any]:
     """Do what is left of a comparison and return what `comparison.json` holds."""
     earlier = read_earlier(config)
-    stores = {env: demonstrations(config, env) for env in config.tasks}
+    missing = {cell.env for cell in cells(config) if not earlier.has(cell, config)}
+    stores = {env: demonstrations(config, env) if env in missing else None for env in config.tasks}
     earlier.check_scenes((env, _scene(path)) for env, path in stores.items() if path is not None)
     published = earlier.whole(config)
     chosen = choose_layers(config, run_dir, stores, published)

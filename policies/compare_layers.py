@@ -22,22 +22,25 @@ Chosen = Mapping[tuple[str, str], EncoderConfig]  # (task, label) -> the encoder
 def choose_layers(
     config: CompareConfig, run_dir: Path, stores: Mapping[str, Path | None], published: Iterable[str]
 ) -> Chosen:
-    """Return the encoders whose layer was to be chosen, with the layers; `published` labels train no policy."""
+    """Return the encoders whose layer was to be chosen, with the layers; for `published` labels none is chosen anew."""
     found = {}
     for env, store in stores.items():
         for entry in config.entries:
-            if entry.config.layer == "auto" and entry.label not in {*published} and store is not None:
-                folder = run_dir / "layers" / slug(env) / slug(entry.label)
+            folder = run_dir / "layers" / slug(env) / slug(entry.label)
+            open_still = store is not None and entry.label not in {*published}
+            if entry.config.layer == "auto" and (open_still or (folder / "layers.json").exists()):
                 with wait_for_folder(run_dir / ".locks" / "layers"):
                     found[env, entry.label] = _choose(config, entry, store, folder)
     return found
 
 
-def _choose(config: CompareConfig, entry: Entry, store: Path, folder: Path) -> EncoderConfig:
+def _choose(config: CompareConfig, entry: Entry, store: Path | None, folder: Path) -> EncoderConfig:
     path = folder / "layers.json"
     told = read_json(path) if path.exists() else None
     if told is not None and told["of"]["encoder"] == open_layers(entry.config).fingerprint:
         return replace(entry.config, layer=str(told["chosen"]))
+    if store is None:  # another encoder than the one whose layer was chosen, and nothing to train
+        return replace(entry.config, layer=None)
     fewest = min(config.demonstrations)
     return choose_layer(entry.config, EpisodeStore.open(store), config.train.cameras, fewest, folder)
 

@@ -202,7 +202,7 @@ def test_a_layer_that_is_left_open_is_chosen_once_a_task_from_the_fewest_demonst
     }  # fmt: skip
     rows = [(entry.label, entry.config.layer) for entry in costed(config, chosen)]
     assert rows == [("small", "0"), ("small on kuka_pick", "1"), ("none", None)]
-    assert choose_layers(config, tmp_path, stores, ("small",)) == {}
+    assert choose_layers(config, tmp_path / "new", stores, ("small",)) == {}
     with pytest.raises(ValueError, match=r"policy=ppo has none: ask `toto_robot probe encoders=\[toto\]`"):
         replace(config, policy="ppo")
 
