@@ -4,7 +4,7 @@
 
 Needs the extra `benchmark` (stable-baselines3).
 Both learn FrankaPick (preset pixmc) from the simulator's state: 64 environments, 8192 steps a rollout, 10 epochs of 4
-minibatches, MLPs 256-128-64 with SELU (ours has a shared layer of 64 more: 120 k parameters, theirs 115 k),
+minibatches, MLPs 256-128-64 with SELU (ours has a layer of 64 before each: 124 k parameters, theirs 115 k),
 observations normalised by running statistics, all cores. A turn is collecting and updating. stable-baselines3 steps its
 environments in its own process (DummyVecEnv) and, as `peer_processes`, in one process a core (SubprocVecEnv, which
 holds one environment each, so that it collects longer from fewer); the ratio is to the faster. `limit` is stepping the

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from policies.demonstrations import Demonstrations, split_episodes
+from policies.failure import TrainingFailed
 from policies.finetune import MODES, Eyes
 from policies.heads.base import Head, InputSizes, elementwise, mean_inside
 from policies.heads.build import build_head
@@ -297,7 +298,7 @@ def _step(
     learner.follow(config.ema, step)
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise ValueError(
+        raise TrainingFailed(
             f"the cloning loss is {value} at step {step + 1}; lower bc.learning_rate ({config.learning_rate})"
         )
     return {"train/loss": value, "train/gradient_norm": float(norm), "train/learning_rate": lr}

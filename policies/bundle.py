@@ -149,60 +149,6 @@ def write_card(folder: Path, text: str, evaluation: Mapping[str, Any] | None) ->
     os.replace(temporary, folder / "MODEL_CARD.md")
 
 
-def model_card(description: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
-    """Return MODEL_CARD.md: what the policy sees, does, was trained on and has earned."""
-    task, encoder, training = description["task"], description["encoder"], description["training"]
-    actions = zip(task["action_names"], task["action_units"], task["action_scale"], strict=True)
-    earned = "not evaluated yet"
-    if evaluation is not None:
-        low, high = evaluation["wilson95"]
-        earned = (
-            f"{evaluation['successes']} of {evaluation['episodes']} held-out episodes = {evaluation['rate']:.1%} "
-            f"(Wilson 95 %: {low:.1%} to {high:.1%}), seeds {evaluation['seeds'][0]} to {evaluation['seeds'][1]}"
-        )
-    lines = [
-        f"# Policy for {task['env_id']} (preset {task['preset']})",
-        "",
-        f"**Success:** {earned}.",
-        "",
-        f"- Robot: {task['robot']}; control rate {task['control_rate_hz']} Hz; at most {task['horizon_steps']} steps",
-        f"- Encoder: {encoder['name']}, layer {encoder['layer']}, {encoder['context_frames']} frames of context, "
-        f"{encoder['parameters']:,} parameters, {_learned(training)}",
-        f"- Cameras: {', '.join(description['cameras']) or 'none'} at {task['image_size']} px; "
-        f"proprioception: {len(task['proprio_names'])} values",
-        f"- Trained by {_how(training)}, policy seed {training['seed']}",
-        "",
-        "| action | at 1.0 | unit |",
-        "|---|---|---|",
-        *(f"| {name} | {scale:g} | {unit} |" for name, unit, scale in actions),
-        "",
-        "Evaluated in simulation only, in the scene it was trained in. A success rate says nothing about other scenes,",
-        "cameras or a real arm. Load it with `policies.bundle.load_policy(<this folder>)`.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _learned(training: Mapping[str, Any]) -> str:
-    mode = training.get("finetune", "none")
-    return "frozen" if mode == "none" else f"trained with the head ({mode})"
-
-
-def _how(training: Mapping[str, Any]) -> str:
-    if training.get("learner") == "ppo":
-        return f"PPO in {training['env_steps']:,} environment steps"
-    if training.get("learner") == "dagger":
-        return (
-            f"DAgger on {training['demonstrations']} demonstrations and {training['rollouts']} corrected episodes "
-            f"({training['env_steps']:,} environment steps)"
-        )
-    weights = (
-        "the weights of the lowest validation loss" if training.get("checkpoint") == "best" else "the last weights"
-    )
-    shown = f"{training['demonstrations']} scripted demonstrations ({training['frames']} frames)"
-    return f"behaviour cloning on {shown}, {weights}"
-
-
 def _description(content: BundleContent) -> dict[str, Any]:
     encoder = content.encoder
     return {

@@ -10,13 +10,13 @@ of few episodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from policies.compare_record import Run, as_record
 from policies.compare_words import words
 from policies.curve import read_curve
 from policies.seed_statistics import (
@@ -24,6 +24,7 @@ from policies.seed_statistics import (
     bootstrap_interval,
     dead_seeds,
     interquartile_mean,
+    median_interval,
     needed_seeds,
     paired_difference,
     probability_of_improvement,
@@ -34,31 +35,7 @@ from policies.statistics import Paired, needed_rollouts, paired, rate_summary
 STEPS, DEMONSTRATIONS = "environment steps", "demonstrations"
 _CURVE_POINTS = 25  # of a learning curve over environment steps
 _LIKELY_WRONG = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One policy under one condition."""
-
-    env: str
-    encoder: str  # label
-    demonstrations: int
-    seed: int
-    test: str  # plain, or the axes that varied
-    records: Sequence[Mapping[str, Any]]  # one a held-out start, in the order of the starts
-    curve: tuple[tuple[int, float], ...] = ()  # (environment steps, success rate) while it learned
-    layer: str | None = None  # of the layer curve
-    parent: str | None = None  # the encoder that this is a layer of
-
-    @property
-    def outcomes(self) -> list[bool]:
-        """Success by held-out start."""
-        return [bool(record["success"]) for record in self.records]
-
-    @property
-    def rate(self) -> float:
-        """Share of successful episodes."""
-        return float(np.mean(self.outcomes))
+_Points = dict[tuple[str, int], tuple[tuple[int, float], ...]]  # (task, seed) -> (steps or demonstrations, rate)
 
 
 def success_curve(folder: Path) -> tuple[tuple[int, float], ...]:
@@ -87,14 +64,14 @@ def analyse(
         for label in present
         if label != reference and (pair := _pair(_at(main, test, count), reference, label))
     ]
-    curves = [curve for test in tests for label in present if (curve := _curve(main, test, label, targets)) is not None]
+    curves = [curve for test in tests for label in present for curve in _curves(main, test, label, targets)]
     largest = max(counts, default=0)
     return {
         "cells": [cell for cell in cells if cell],
         "pairs": [{**pair, "words": words(pair)} for pair in pairs],
         "curves": curves,
         "layers": _layer_curves([*layered, *main], largest),
-        "runs": [_line(run) for run in runs],
+        "runs": [as_record(run) for run in runs],
     }
 
 
@@ -107,12 +84,13 @@ def _cell(runs: Sequence[Run]) -> dict[str, Any]:
         return {}
     groups = _scores(runs)
     episodes = [outcome for run in runs for outcome in run.outcomes]
-    rewards = [float(record["reward"]) for run in runs for record in run.records]
+    rewards = [float(record["reward"]) for run in runs if run.failed is None for record in run.records]
     steps = [int(record["steps"]) for run in runs for record in run.records if record["success"]]
     return {
         "test": runs[0].test,
         "encoder": runs[0].encoder,
         "demonstrations": runs[0].demonstrations,
+        **_env_steps(runs),
         "policies": len(runs),
         "tasks": len(groups),
         "iqm": bootstrap_interval(groups, interquartile_mean).as_list(),
@@ -120,6 +98,7 @@ def _cell(runs: Sequence[Run]) -> dict[str, Any]:
         "pooled": rate_summary(sum(episodes), len(episodes)),
         "by_task": {env: [round(run.rate, 4) for run in _of(runs, env)] for env in _tasks(runs)},
         "dead": dead_seeds([run.rate for run in runs]),
+        "failed": sum(run.failed is not None for run in runs),
         "return": _quartiles(rewards),
         "steps_to_success": _quartiles(steps),
     }
@@ -142,6 +121,7 @@ def _pair(runs: Sequence[Run], first: str, second: str) -> dict[str, Any] | None
     return {
         "test": one[0].test,
         "demonstrations": one[0].demonstrations,
+        **_env_steps([*one, *two]),
         "first": first,
         "second": second,
         "tasks": len(groups[0]),
@@ -175,14 +155,23 @@ def _needed(
     }
 
 
-def _curve(runs: Sequence[Run], test: str, label: str, targets: Sequence[float]) -> dict[str, Any] | None:
-    """Return a learning curve: over environment steps where the learner acts, else over demonstrations."""
+def _curves(runs: Sequence[Run], test: str, label: str, targets: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the learning curves: over environment steps where the learner acts, one a count, else over the counts."""
     mine = [run for run in runs if run.encoder == label and run.test == test]
-    unit, points = STEPS, {(run.env, run.seed): run.curve for run in mine if len(run.curve) > 1}
-    if test != "plain" or not points:
-        unit, points = DEMONSTRATIONS, _over_demonstrations(mine)
-    if not points:
-        return None
+    acting = [run for run in mine if len(run.curve) > 1] if test == "plain" else []
+    found: list[tuple[str, int | None, _Points]] = [
+        (STEPS, count, {(run.env, run.seed): run.curve for run in acting if run.demonstrations == count})
+        for count in sorted({run.demonstrations for run in acting})
+    ]
+    return [
+        {"test": test, "encoder": label, "unit": unit, "demonstrations": count, **_curve(points, unit, targets)}
+        for unit, count, points in found or [(DEMONSTRATIONS, None, _over_demonstrations(mine))]
+        if points
+    ]
+
+
+def _curve(points: _Points, unit: str, targets: Sequence[float]) -> dict[str, Any]:
+    """Sum up the measurements of one encoder by task and seed."""
     grid = _grid(list(points.values()), unit)
     on_grid = {
         key: np.interp(grid, [x for x, _ in curve], [y for _, y in curve]) for key, curve in sorted(points.items())
@@ -193,14 +182,16 @@ def _curve(runs: Sequence[Run], test: str, label: str, targets: Sequence[float])
         for i in range(len(grid))
     ]  # fmt: skip
     return {
-        "test": test, "encoder": label, "unit": unit, "x": [float(x) for x in grid], "iqm": estimates,
+        "x": [float(x) for x in grid], "iqm": estimates,
         "by_task": {task: [[round(float(v), 4) for v in y] for (env, _), y in on_grid.items() if env == task]
                     for task in _envs(on_grid)},
-        "steps_to": {str(target): _reached(list(points.values()), target) for target in targets},
+        "task_means": {task: [bootstrap_interval([[y[i] for (env, _), y in on_grid.items() if env == task]]).as_list()
+                              for i in range(len(grid))] for task in _envs(on_grid)},
+        "steps_to": {str(target): _reached(points, target) for target in targets},
     }  # fmt: skip
 
 
-def _over_demonstrations(runs: Sequence[Run]) -> dict[tuple[str, int], tuple[tuple[int, float], ...]]:
+def _over_demonstrations(runs: Sequence[Run]) -> _Points:
     """Return success over demonstrations by task and seed, of the seeds that have every count; {} for one count."""
     counts = {run.demonstrations for run in runs}
     found = {
@@ -218,13 +209,18 @@ def _grid(curves: Sequence[Sequence[tuple[int, float]]], unit: str) -> np.ndarra
     return np.linspace(first, max(first, last), _CURVE_POINTS)
 
 
-def _reached(curves: Sequence[Sequence[tuple[int, float]]], target: float) -> dict[str, Any]:
-    """Return how many runs reach a target, and the quartiles of where; a run that never does counts as infinite."""
-    found = [steps_to([x for x, _ in curve], [y for _, y in curve], target) for curve in curves]
+def _reached(points: _Points, target: float) -> dict[str, Any]:
+    """Return how many runs reach a target, and the median of where; a run that never does counts as infinite.
+
+    None stands for infinity: a median, or an end of its interval, that lies beyond what was measured.
+    """
+    where = {key: steps_to([x for x, _ in curve], [y for _, y in curve], target) for key, curve in points.items()}
+    groups = [[x for (env, _), x in where.items() if env == task] for task in _envs(points)]
+    found = [x for group in groups for x in group]
+    middle = median_interval([[np.inf if x is None else x for x in group] for group in groups])
+    value, low, high = (round(x, 4) if np.isfinite(x) else None for x in (middle.value, middle.low, middle.high))
     there = sorted(x for x in found if x is not None)
-    ordered = [*there, *[None] * (len(found) - len(there))]
-    middle = ordered[(len(ordered) - 1) // 2]
-    return {"reached": len(there), "of": len(found), "median": middle, "values": there}
+    return {"reached": len(there), "of": len(found), "median": value, "interval95": [low, high], "values": there}
 
 
 def _layer_curves(runs: Sequence[Run], count: int) -> list[dict[str, Any]]:
@@ -238,14 +234,6 @@ def _layer_curves(runs: Sequence[Run], count: int) -> list[dict[str, Any]]:
             points = [{"layer": layer, **row} for layer, row in zip(layers, rows, strict=True) if row]
             found.append({"encoder": label, "test": test, "demonstrations": count, "points": points})
     return found
-
-
-def _line(run: Run) -> dict[str, Any]:
-    successes = sum(run.outcomes)
-    return {
-        "env": run.env, "encoder": run.encoder, "demonstrations": run.demonstrations, "seed": run.seed,
-        "test": run.test, **rate_summary(successes, len(run.records)),
-    }  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------------- sorting
@@ -270,6 +258,12 @@ def _of(runs: Iterable[Run], env: str) -> list[Run]:
 def _scores(runs: Sequence[Run]) -> list[list[float]]:
     """Return success rates by task, each in the order of policy seeds."""
     return [[run.rate for run in _of(runs, env)] for env in _tasks(runs)]
+
+
+def _env_steps(runs: Sequence[Run]) -> dict[str, int]:
+    """Return the median of the environment steps that runs learned from; {} where they only saw demonstrations."""
+    steps = [run.env_steps for run in runs if run.env_steps is not None]
+    return {"env_steps": int(np.median(steps))} if steps else {}
 
 
 def _quartiles(values: Sequence[float]) -> dict[str, float]:

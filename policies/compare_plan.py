@@ -15,7 +15,7 @@ from policies.collect import CollectConfig, collect_episodes
 from policies.encoder import PACKAGED, EncoderConfig
 from policies.environment import randomization
 from policies.evaluate import EvaluationConfig
-from policies.train import TrainPolicyConfig
+from policies.train import TrainPolicyConfig, check_chosen
 from toto_robot.run_folder import wait_for_folder
 
 _LIKE = {"random_toto": "toto", "random_vit": "mae"}  # a random encoder has the size of the trained one beside it
@@ -31,22 +31,24 @@ class CompareConfig:
     # A comparison may grow; every run of it refuses other settings of its own.
     MAY_CHANGE = (
         "env", "envs", "encoders", "demonstrations", "seeds", "tests", "layers", "reference", "targets", "train",
+        "earlier",
     )  # fmt: skip
 
     env: str = "franka_pick"  # task
     envs: tuple[str, ...] = ()  # several tasks instead: the strata of every interval
     encoders: tuple[str, ...] = ("toto", "mae", "random_vit", "none")  # [label:]name[=path][@key=value], see above
     policy: str = "bc"  # learner, as in train-policy
-    demonstrations: tuple[int, ...] = (20, 50)  # episodes to learn from: the first ones of one store
+    demonstrations: tuple[int, ...] = (20, 50)  # first episodes of one store to learn from (dagger: to begin with)
     seeds: int = 5  # policies a cell, with seeds 0, 1, ...
     demos: str | None = None  # episode store, or folder with a store named after each task; null collects
-    randomize: tuple[str, ...] = ()  # axes that vary in the demonstrations: lights, cameras, ..., or all; demos=null
+    randomize: tuple[str, ...] = ()  # axes that vary while policies learn: lights, cameras, ..., or all; demos=null
     randomize_strength: float = 1.0  # 1 is the whole range of each axis
     tests: tuple[str, ...] = (PLAIN,)  # plain, an axis, several as lights+cameras, or all: one table each
     test_strength: float = 1.0  # of the axes in tests
     layers: tuple[str, ...] = ()  # also each of these layers of Toto and MAE, at the most demonstrations
     reference: str | None = None  # label of the encoder that the others are compared with; null is the first
     targets: tuple[float, ...] = (0.5, 0.8)  # success rates: how many demonstrations or steps each encoder needs
+    earlier: tuple[str, ...] = ()  # comparison.json files: policies of the grid that they have are not trained again
     train: TrainPolicyConfig = field(
         default_factory=lambda: TrainPolicyConfig(evaluation=EvaluationConfig(episodes=50, videos=1))
     )
@@ -64,9 +66,18 @@ class CompareConfig:
         for key in _GRID:
             if getattr(self.train, key) != getattr(plain, key):
                 raise ValueError(f"train.{key} is decided by the comparison: set {key} or encoders, not train.{key}")
+        initial, given = self.train.dagger.initial_demonstrations, set(self.demonstrations)
+        if self.policy == "dagger" and initial != plain.dagger.initial_demonstrations and {initial} != given:
+            raise ValueError(
+                "train.dagger.initial_demonstrations is decided by the comparison: set demonstrations, got "
+                f"{initial} and {list(self.demonstrations)}"
+            )
         labels = [entry.label for entry in self.entries]
         if len(set(labels)) < len(labels):
             raise ValueError(f"two encoders have one label ({', '.join(labels)}); write <label>:{self.encoders[-1]}")
+        auto = [entry for entry in self.entries if entry.config.layer == "auto"]
+        if auto:
+            check_chosen(auto[0].config, self.policy)
         if self.reference is not None and self.reference not in labels:
             raise ValueError(f"reference={self.reference} is none of the encoders {', '.join(labels)}")
 
@@ -121,16 +132,29 @@ class Cell:
     entry: Entry
     demonstrations: int
     seed: int
+    demonstrated: bool = True  # False for a learner that needs no demonstrations, whatever their number
 
     @property
     def name(self) -> str:
         """Folder below the comparison's, and what people call it."""
-        return f"{_slug(self.env)}/{_slug(self.entry.label)}/{self.demonstrations}-{self.seed}"
+        return f"{slug(self.env)}/{slug(self.entry.label)}/{self.demonstrations}-{self.seed}"
+
+    def key(self, test: str) -> tuple[Any, ...]:
+        """What a test of it is found by: `Run.key`."""
+        return self.env, self.entry.label, self.demonstrations if self.demonstrated else 0, self.seed, test
 
     def train_config(self, config: CompareConfig, store: Path | None) -> TrainPolicyConfig:
         """Return the settings of `train-policy` that make this policy."""
+        train = config.train
+        looks: dict[str, Any] = {}
+        if config.randomize:  # what learns while it acts sees what the demonstrations show
+            looks = {"randomize": config.randomize, "randomize_strength": config.randomize_strength}
+        if config.policy == "dagger":
+            train = replace(train, dagger=replace(train.dagger, initial_demonstrations=self.demonstrations, **looks))
+        elif config.policy == "ppo":
+            train = replace(train, ppo=replace(train.ppo, **looks))
         return replace(
-            config.train, env=self.env, demos=None if store is None else str(store),
+            train, env=self.env, demos=None if store is None else str(store),
             demonstrations=self.demonstrations, seed=self.seed, encoder=self.entry.config, policy=config.policy,
         )  # fmt: skip
 
@@ -144,8 +168,8 @@ def cells(config: CompareConfig) -> list[Cell]:
     for seed in range(config.seeds):
         for env in config.tasks:
             for entry in config.entries:
-                found += [Cell(env, entry, count, seed) for count in counts]
-            found += [Cell(env, entry, counts[0], seed) for entry in config.layer_entries]
+                found += [Cell(env, entry, count, seed, config.from_demonstrations) for count in counts]
+            found += [Cell(env, entry, counts[0], seed, config.from_demonstrations) for entry in config.layer_entries]
     return found
 
 
@@ -223,8 +247,24 @@ def _typed(value: str, hint: Any, text: str) -> Any:
         raise ValueError(f"expected a whole number, got {value!r} in encoders entry {text}") from error
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Return a text as a file name."""
     return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_")
+
+
+def design(config: CompareConfig) -> dict[str, Any]:
+    """Return what was compared, for comparison.json and the report."""
+    return {
+        **{key: getattr(config, key) for key in ("policy", "seeds", "tests", "test_strength", "targets")},
+        "tasks": config.tasks,
+        "encoders": [entry.label for entry in config.entries],
+        "reference": config.against,
+        "demonstrations": sorted(config.demonstrations) if config.from_demonstrations else [],
+        "demonstration_looks": list(config.randomize),
+        "demonstration_strength": config.randomize_strength if config.randomize else 0.0,
+        "planned_runs": len(cells(config)),
+        "shared": shared_settings(config),
+    }
 
 
 def shared_settings(config: CompareConfig) -> dict[str, Any]:

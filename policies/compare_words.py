@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _NOBODY_RUNS = 500  # policy seeds a task
@@ -13,7 +13,7 @@ def words(pair: Mapping[str, Any]) -> str:
     value, low, high = (100 * number for number in pair["difference"])
     where = f"{pair['tasks']} tasks" if pair["tasks"] > 1 else "one task"
     test = "" if pair["test"] == "plain" else f" ({pair['test']} varied)"
-    about = f"{pair['demonstrations']} demonstrations{test}, {pair['first']} against {pair['second']}"
+    about = f"{amount(pair)}{test}, {pair['first']} against {pair['second']}"
     p = f"McNemar p {p_value(pair['episodes']['mcnemar_p'])}"
     if pair["seeds"] < 2:
         return (
@@ -31,6 +31,21 @@ def words(pair: Mapping[str, Any]) -> str:
             f"would show it in 4 of 5 trials; for two fixed policies {pair['needed_rollouts']:,} episodes each would."
         )
     return f"{said}: no difference is shown ({p}).{settle}"
+
+
+def amount(of: Mapping[str, Any]) -> str:
+    """Return what policies learned from: demonstrations, environment steps (the median of several), or both."""
+    count, steps = of["demonstrations"], of.get("env_steps")
+    if steps is None:
+        return f"{count} demonstrations"
+    return f"DAgger on {count} demonstrations, {steps:,} environment steps" if count else f"{steps:,} environment steps"
+
+
+def curve_name(curve: Mapping[str, Any], curves: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a curve is called beside others: by its encoder, and by its demonstrations where those differ."""
+    differ = len({other["demonstrations"] for other in curves}) > 1
+    more = f", {curve['demonstrations']} demonstrations" if differ and curve["demonstrations"] is not None else ""
+    return f"{curve['encoder']}{more}"
 
 
 def p_value(p: float) -> str:
@@ -58,7 +73,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     dead = [cell for cell in result["cells"] if cell["dead"]]
     for cell in dead:
         said.append(
-            f"{cell['encoder']}, {cell['demonstrations']} demonstrations, {cell['test']}: {cell['dead']} of "
+            f"{cell['encoder']}, {amount(cell)}, {cell['test']}: {cell['dead']} of "
             f"{cell['policies']} policies are dead (below 5 % success)."
         )
     if not said:

@@ -37,7 +37,12 @@ def read_curve(run_dir: Path) -> list[CurvePoint]:
     return [CurvePoint(**json.loads(line)) for line in lines if line.endswith("}")]
 
 
-def curve_png(points: Sequence[CurvePoint]) -> bytes:
+def measured_on(learner: str) -> str:
+    """Say what the success of a learner's curve is of: PPO counts the episodes that it learns from."""
+    return "training episodes, exploring" if learner == "ppo" else "held-out starts"
+
+
+def curve_png(points: Sequence[CurvePoint], learner: str) -> bytes:
     """Draw success over environment steps with the Wilson 95 % interval of each measurement; return PNG bytes."""
     steps = [point.env_steps for point in points]
     rates = [100 * point.successes / point.episodes for point in points]
@@ -49,6 +54,6 @@ def curve_png(points: Sequence[CurvePoint]) -> bytes:
         axes.plot(steps, rates, "o-", markersize=4)
         axes.set_ylim(-2, 102)
         axes.set_xlabel("environment steps")
-        axes.set_ylabel("success on held-out starts, %")
+        axes.set_ylabel(f"success on {measured_on(learner)}, %")
         axes.grid(alpha=0.3)
     return drawn.png

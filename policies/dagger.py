@@ -18,22 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from policies.aggregate import Aggregate
 from policies.bc import BCConfig, Trained, fit_normalizers, train_head
 from policies.bundle import BundleContent, save_bundle
 from policies.chunks import ExecutionConfig
 from policies.collect import create_store
 from policies.curve import CurvePoint, read_curve, record_point
-from policies.demonstrations import Demonstrations, load_demonstrations
+from policies.demonstrations import Demonstrations
+from policies.environment import randomization
 from policies.evaluate import EvaluationConfig, Evaluator
 from policies.heads.base import InputSizes
 from policies.heads.build import build_head
 from policies.normalize import Normalizer
 from policies.observation import sees_state
 from policies.processes import Processes, usable_cores
-from policies.relabel import FEATURE_PREFIX, Labelled, RelabelJob, load_expert, worker
+from policies.relabel import Labelled, RelabelJob, load_expert, worker
 from policies.statistics import Rate
 from toto_robot.data.episodes import EpisodeStore
 from toto_robot.encoders.base import Encoder
@@ -55,6 +56,8 @@ class DAggerConfig:
     curve_episodes: int = 20  # held-out episodes after each round, for curve.jsonl; 0 measures at the end only
     envs_per_worker: int = 8  # environments in lock-step in a process
     workers: int | None = None  # processes; null is one a core
+    randomize: tuple[str, ...] = ()  # axes that change every rollout, as the demonstrations' did: lights, ..., or all
+    randomize_strength: float = 1.0  # 1 is the whole range of each axis
 
     def __post_init__(self) -> None:
         for name in ("rounds", "episodes", "steps", "envs_per_worker"):
@@ -65,6 +68,11 @@ class DAggerConfig:
                 raise ValueError(f"expected dagger.{name} of 0 or more, got {getattr(self, name)}")
         if not 0 <= self.expert_share <= 1:
             raise ValueError(f"expected dagger.expert_share in [0, 1], got {self.expert_share}")
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What rollouts are made with, on top of what the policy needs; the curve's episodes are plain."""
+        return randomization(self.randomize, self.randomize_strength)
 
     def share(self, number: int) -> float:
         """Return the expert's share of the steps of a round, 1 for one that has no policy yet."""
@@ -97,6 +105,13 @@ class DAgger:
         self._config, self._start, self._seed, self._run_dir = config, start, seed, run_dir
         # The newest rollouts are the most instructive, and success is measured in closed loop: nothing is held out.
         self._bc = replace(bc, steps=config.steps * segments, validation_fraction=0.0)
+        self._gathered = Aggregate(
+            start.demonstrations,
+            run_dir / "episodes",
+            cameras=start.cameras,
+            oracle=sees_state(start.encoder),
+            most_steps=config.rounds * config.episodes * int(start.task["horizon_steps"]),
+        )
         self._clock = _Clock(run_dir)
         self._processes: Processes | None = None
 
@@ -165,6 +180,7 @@ class DAgger:
                     expert_share=share,
                     seed=self._seed,
                     expert=config.expert,
+                    settings=config.environment,
                 )
                 self._processes.send(index, job)
         early: dict[int, Labelled] = {}
@@ -235,14 +251,7 @@ class DAgger:
 
     def _data(self, number: int) -> Demonstrations | None:
         """Return the demonstrations and all episodes up to a round; None when there are none."""
-        before = self._start.demonstrations
-        if number == 0:
-            return before
-        store, count = EpisodeStore.open(self._run_dir / "episodes"), number * self._config.episodes
-        steps = int(store.ends[count - 1])
-        features = {camera: store.read(FEATURE_PREFIX + camera, 0, steps) for camera in self._start.cameras}
-        rollouts = load_demonstrations(store, features, count, sees_state(self._start.encoder))
-        return rollouts if before is None else _joined(before, rollouts)
+        return self._gathered.up_to(number * self._config.episodes)
 
     def _env_steps(self, number: int) -> int:
         """Return the control steps that the policy of a round has learned from."""
@@ -278,15 +287,3 @@ class _Clock:
 
     def read(self) -> float:
         return self._before + time.monotonic() - self._began
-
-
-def _joined(first: Demonstrations, second: Demonstrations) -> Demonstrations:
-    """Put episodes behind episodes."""
-    assert (first.proprio_names, first.action_names) == (second.proprio_names, second.action_names)
-    return replace(
-        first,
-        proprio=np.concatenate([first.proprio, second.proprio]),
-        actions=np.concatenate([first.actions, second.actions]),
-        tokens={camera: torch.cat([first.tokens[camera], second.tokens[camera]]) for camera in first.tokens},
-        ends=np.concatenate([first.ends, first.ends[-1] + second.ends]),
-    )

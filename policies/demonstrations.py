@@ -37,23 +37,24 @@ def load_demonstrations(
     episodes: int,
     oracle: bool = False,
     variants: Sequence[Mapping[str, np.ndarray]] = (),
+    first: int = 0,
 ) -> Demonstrations:
-    """Read the first `episodes` episodes and their cached features; ValueError for NaN in the data.
+    """Read the episodes from `first` up to `episodes` and their cached features; ValueError for NaN in the data.
 
     For the oracle the simulator's state follows the proprioception. `variants` are the features of changed pictures.
     """
-    end = int(store.ends[episodes - 1])
+    start, end = (int(store.ends[number - 1]) if number else 0 for number in (first, episodes))
     names = list(store.env["proprio_names"])
-    numbers = [store.read("observation.state", 0, end).astype(np.float32)]
+    numbers = [store.read("observation.state", start, end).astype(np.float32)]
     if oracle:
-        numbers.append(_oracle(store, end))
+        numbers.append(_oracle(store, start, end))
         names += [f"state_{index}" for index in range(numbers[-1].shape[1])]
     data = Demonstrations(
         proprio=np.concatenate(numbers, axis=1),
-        actions=store.read("action", 0, end).astype(np.float32),
+        actions=store.read("action", start, end).astype(np.float32),
         tokens=_tensors(features),
         variants=tuple(_tensors(each) for each in variants),
-        ends=np.asarray(store.ends[:episodes]),
+        ends=np.asarray(store.ends[first:episodes]) - start,
         proprio_names=tuple(names),
         action_names=tuple(store.env["action_names"]),
     )
@@ -66,10 +67,10 @@ def _tensors(features: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     return {camera: torch.from_numpy(np.array(array)) for camera, array in features.items()}
 
 
-def _oracle(store: EpisodeStore, end: int) -> np.ndarray:
+def _oracle(store: EpisodeStore, start: int, end: int) -> np.ndarray:
     if ORACLE_KEY not in store.features:
         raise ValueError(f"encoder=state needs {ORACLE_KEY} in {store.path}; collect the demonstrations again")
-    return store.read(ORACLE_KEY, 0, end).astype(np.float32)
+    return store.read(ORACLE_KEY, start, end).astype(np.float32)
 
 
 def split_episodes(episodes: int, validation_fraction: float) -> tuple[range, range]:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from toto_robot.encoders.base import Encoder, layer_setting
 from toto_robot.models.compute import counted_flops
 
 _TIMED_FRAMES, _TIMED_S = 40, 5.0  # whichever comes first
+
+
+def stored_parameters(folder: Path) -> int:
+    """Return how many numbers lie in the safetensors files of a folder, without reading them."""
+    count = 0
+    for path in folder.rglob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
+
+
+def total_parameters(encoder: Encoder) -> int:
+    """Return the weights that come with an encoder, also those that no frame passes through: decoder, upper layers."""
+    with TemporaryDirectory() as folder:
+        encoder.save(Path(folder))
+        return stored_parameters(Path(folder))
 
 
 def encoder_cost(encoder: Encoder) -> dict[str, Any]:
@@ -24,7 +44,7 @@ def encoder_cost(encoder: Encoder) -> dict[str, Any]:
         key: getattr(encoder, key)
         for key in ("name", "context_frames", "parameters", "width", "tokens_per_frame", "image_px", "precision",
                     "fingerprint")
-    } | {"layer": layer_setting(encoder.layers)}  # fmt: skip
+    } | {"layer": layer_setting(encoder.layers), "total_parameters": total_parameters(encoder)}  # fmt: skip
     if encoder.width == 0:
         return {**facts, "gflops_per_frame": 0.0, "ms_per_frame": [0.0] * 3, "processor_ms_per_frame": 0.0}
     size = encoder.image_px

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from policies.bundle import bundle_hash, check_bundle, model_card, write_card
+from policies.bundle import bundle_hash, check_bundle, write_card
 from policies.environment import randomization
 from policies.latency import read_latency
+from policies.policy_card import model_card
 from policies.processes import Processes, usable_cores
 from policies.rollout import EpisodeResult, Job, worker
 from policies.statistics import Rate, rate_summary
@@ -38,7 +39,7 @@ class EvaluationConfig:
     videos: int = 2  # videos of successes, and of failures
     randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
     randomize_strength: float = 1.0  # 1 is the whole range of each axis
-    latency_s: str | None = None  # delay of every action: seconds, or a JSON file of measured ones (p50_s, p99_s)
+    latency_s: str | None = None  # delay of every action: seconds, a JSON file of measured ones, or a deployment
 
     def __post_init__(self) -> None:
         for name in ("episodes", "envs_per_worker"):
@@ -76,6 +77,10 @@ class Evaluator:
         if self._processes is not None:
             self._processes.__exit__(kind, error, trace)
             self._processes = None
+
+    def restart(self, error: BaseException) -> None:
+        """End the processes, one of which an error has ended; the next evaluation starts new ones."""
+        self.__exit__(type(error), error, None)
 
     def evaluate(self, bundle: Path, run_dir: Path, config: EvaluationConfig | None = None) -> dict[str, Any]:
         """Run the seeds that are not done yet, write evaluation.json and return it.
@@ -187,7 +192,7 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
     learned_from = steps_done or f"{told.get('demonstrations')} demonstrations"
     steps, gained = evaluation["steps_to_success"], evaluation["return"]
     took = (
-        f", median {steps['median']:.0f} steps"
+        f", median {steps['median']:.0f} steps [quartiles {steps['q25']:.0f}, {steps['q75']:.0f}]"
         if steps
         else ", no success, which leaves all rates of the interval possible"
     )
@@ -199,7 +204,8 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
 
 def attach_evaluation(bundle: Path, evaluation: Mapping[str, Any] | None) -> None:
     """Put an evaluation, once there is one, and the model card that tells it into the bundle that earned it."""
-    write_card(bundle, model_card(read_json(bundle / "policy.json"), evaluation), evaluation)
+    card = model_card(read_json(bundle / "policy.json"), bundle_hash(bundle), evaluation)
+    write_card(bundle, card, evaluation)
 
 
 def read_outcomes(run_dir: Path, policy_hash: str) -> dict[int, dict[str, Any]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from policies.failure import ACTION
+
 KINDS = ("mean_std", "min_max", "none")
 # A value far outside the demonstrations would drive the head anywhere; ten standard deviations is surely outside.
 CLIP = 10.0
@@ -47,8 +49,8 @@ class Normalizer:
         return np.clip(normal, -CLIP, CLIP)
 
     def restore(self, normal: np.ndarray) -> np.ndarray:
-        """Map (..., D) back to the units of the data, float32."""
-        self._check(normal)
+        """Map (..., D) of a policy's actions back to the units of the data, float32; ValueError for a NaN."""
+        self._check(normal, ACTION)
         return normal.astype(np.float32) * self.scale + self.offset
 
     def require(self, names: Sequence[str]) -> None:
@@ -87,10 +89,10 @@ class Normalizer:
             )
         return cls(kind=str(stored["kind"]), names=names, offset=offset, scale=scale)
 
-    def _check(self, values: np.ndarray) -> None:
+    def _check(self, values: np.ndarray, where: str = "the observation") -> None:
         if values.shape[-1:] != (len(self.names),):
             raise ValueError(f"expected (..., {len(self.names)}) values ({', '.join(self.names)}), got {values.shape}")
-        check_finite(values, self.names, "the observation")
+        check_finite(values, self.names, where)
 
 
 def check_finite(values: np.ndarray, names: Sequence[str], where: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from policies.chunks import ChunkExecution, ExecutionConfig
+from policies.failure import ACTION
 from policies.heads.base import Head
 from policies.normalize import Normalizer, check_finite
 from policies.observation import Observer, sees_state
@@ -111,7 +112,7 @@ class Policy:
         chunk = self._actions.restore(self._head(inputs, self._generators).numpy())
         action = self._execution.next(chunk, self._reset_rows)
         self._reset_rows = np.zeros(rows, dtype=bool)
-        check_finite(action, self._actions.names, "the policy's action")
+        check_finite(action, self._actions.names, ACTION)
         action = np.clip(action, self._low, self._high)
         self.time = StepTime(self._observer.encode_s, time.perf_counter() - began)
         return action[0] if single else action

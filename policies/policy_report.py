@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from policies.curve import curve_png, read_curve
+from policies.curve import curve_png, measured_on, read_curve
 from policies.page import ENCODER_LABELS, commands, figure, heading, paragraph, picture, table, write_page
 from policies.statistics import Rate
 from toto_robot.cli import COMMANDS
 from toto_robot.run_folder import git_commit, machine, read_json
+
+_ON_THE_ARM = "toto_robot/Franka"  # tasks whose policies `deploy` takes; those of preset pixmc ask for too much speed
 
 
 def write_policy_report(run_dir: Path, bundle: Path, evaluation: Mapping[str, Any]) -> Path:
@@ -30,8 +32,12 @@ def write_policy_report(run_dir: Path, bundle: Path, evaluation: Mapping[str, An
     ]
     points = read_curve(run_dir)
     if points:
-        caption = "Success while it learned, with Wilson 95 % intervals, over control steps learned from."
-        parts += [heading("Learning curve"), figure(curve_png(points), caption)]
+        learner = description["training"].get("learner", "bc")
+        caption = (
+            f"Success on {measured_on(learner)}, while it learned, with Wilson 95 % intervals, over control steps "
+            "learned from."
+        )
+        parts += [heading("Learning curve"), figure(curve_png(points, learner), caption)]
     if (run_dir / "loss.png").exists():
         parts += [heading("Loss"), picture(run_dir / "loss.png", "Of normalised actions; it does not rank policies.")]
     parts += [heading("What was used"), table((), _used(description, evaluation))]
@@ -61,14 +67,23 @@ def next_commands(bundle: Path, description: Mapping[str, Any]) -> list[str]:
     """Return command lines that follow from this policy; only of commands that there are."""
     task, training = description["task"], description["training"]
     lines = [f"toto_robot evaluate policy={bundle} episodes=400 run={bundle.parent}/evaluate"]
-    if task["cameras"] and training.get("learner") is None:  # cloned from what cameras saw: then encoders matter
-        env, preset, count = f"env={task['env_id']}", f"preset={task['preset']}", training["demonstrations"]
+    env, preset, learner = f"env={task['env_id']}", f"preset={task['preset']}", training.get("learner", "bc")
+    if task["cameras"]:  # then encoders matter
+        amount = f"demonstrations=[{training.get('demonstrations') or 1}]"
+        if learner == "ppo":
+            amount = f"train.ppo.env_steps={training['env_steps']}"
+        how = "" if learner == "bc" else f"policy={learner} "
         encoders = "encoders=[toto,mae,random_vit,none]"
-        lines.append(f"toto_robot compare {env} train.{preset} {encoders} demonstrations=[{count}] seeds=5")
-        if description["encoder"]["name"] != "random_vit":
-            lines.append(
-                f"toto_robot train-policy {env} {preset} encoder=random_vit demonstrations={count}  # a control"
-            )
+        lines.append(f"toto_robot compare {env} train.{preset} {how}{encoders} {amount} seeds=5")
+    if task["cameras"] and learner == "bc" and description["encoder"]["name"] != "random_vit":
+        count = training["demonstrations"]
+        lines.append(f"toto_robot train-policy {env} {preset} encoder=random_vit demonstrations={count}  # a control")
+    if (
+        task["env_id"].startswith(_ON_THE_ARM)
+        and task["preset"] == "real"
+        and description["encoder"]["name"] != "state"
+    ):
+        lines.append(f"toto_robot deploy policy={bundle} robot=emulator episodes=10")
     return [line for line in lines if line.split()[1] in COMMANDS]
 
 

@@ -63,6 +63,10 @@ class Learner(nn.Module):
         self.returns = ReturnScale(config.discount)
         self._action_names = tuple(setting.task["action_names"])
 
+    def place(self, device: torch.device) -> None:
+        """Move what a gradient reaches; the statistics stay where the environments' numbers are."""
+        self.actor_critic.to(device)
+
     def trained(self) -> Trained:
         """Return a copy of the deterministic policy as it is now: the mean of the distribution."""
         head = self.actor_critic.head
@@ -88,11 +92,13 @@ class Trainer:
     def __init__(self, config: PPOConfig, setting: Setting, seed: int) -> None:
         self.config, self._setting, self._seed = config, setting, seed
         self._device = torch.device(config.device)
-        self.learner = Learner(config, setting, seed).to(self._device)
+        self.learner = Learner(config, setting, seed)
+        self.learner.place(self._device)
         self._peak = _peak_learning_rate(config, setting)
         parameters = self.learner.actor_critic.parameters()
         self.optimizer = torch.optim.Adam(parameters, lr=self._peak, eps=_ADAM_EPS, fused=True)
-        self._workers = usable_cores() if config.workers is None else config.workers
+        most = most_workers(usable_cores(), config.num_envs, config.groups)
+        self._workers = most if config.workers is None else config.workers
         self._pool: EnvironmentPool | None = None
 
     def open(self, start: int) -> EnvironmentPool:
@@ -144,6 +150,11 @@ class Trainer:
             "time/steps_a_second": config.batch_steps / (now - began),
             "time/update_s": now - collected,
         }
+
+
+def most_workers(cores: int, num_envs: int, groups: int) -> int:
+    """Return the most processes, one a core at the most, that share the environments of every group evenly."""
+    return max((count for count in range(1, cores + 1) if num_envs % (groups * count) == 0), default=1)
 
 
 def _peak_learning_rate(config: PPOConfig, setting: Setting) -> float:

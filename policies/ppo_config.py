@@ -28,7 +28,7 @@ class PPOConfig:
     env_steps: int = 16_384_000  # environment steps of the whole training; PixMC: pick this, cabinet half
     num_envs: int = 64  # environments in lock-step; PixMC 256
     rollout_steps: int = 128  # steps of each environment between updates; PixMC 32
-    workers: int | None = None  # processes that step environments; null is one a core, 0 this one
+    workers: int | None = None  # processes that step environments; null: one a core, shared evenly; 0: this one
     groups: int = 2  # parts of the environments that step in turns: one moves while the policy thinks for another
     action_mode: str = "ee_delta"  # ee_delta (as demonstrations) or joint_delta (PixMC's)
     image_size: int = 64  # height and width of a camera image, px
@@ -45,6 +45,8 @@ class PPOConfig:
     init_std: float = 1.0  # of actions, in action units
     normalize_rewards: bool = True  # divide rewards by the running deviation of the discounted return
     proprio_normalizer: str = "mean_std"  # mean_std (running, of all frames so far) or none
+    randomize: tuple[str, ...] = ()  # axes that change every episode: lights, colors, textures, cameras, ..., or all
+    randomize_strength: float = 1.0  # 1 is the whole range of each axis
     device: str = "cpu"  # of actor and critic: cpu or cuda; encoder.device is the encoder's
     threads: int | None = None  # of the update; null is one a core
     window_episodes: int = 200  # finished episodes that success, return and length are averaged over (PixMC)

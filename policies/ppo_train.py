@@ -13,7 +13,7 @@ from policies.bundle import BundleContent, save_bundle
 from policies.chunks import ExecutionConfig
 from policies.control import PREFIX
 from policies.encoder import EncoderConfig, open_encoder
-from policies.environment import environment_id, make_environment, task_spec
+from policies.environment import environment_id, make_environment, randomization, task_spec
 from policies.observation import seen_cameras, sees_state
 from policies.ppo import Setting
 from policies.ppo_config import PPOConfig
@@ -38,7 +38,7 @@ def learn_by_trial(
     """
     eyes = open_encoder(encoder)
     seen = seen_cameras(eyes, cameras)
-    setting = _setting(config, env=env, preset=preset, cameras=seen, filmed=cameras, encoder=eyes)
+    setting = learning_setting(config, env=env, preset=preset, cameras=seen, filmed=cameras, encoder=eyes)
     training = {
         "learner": "ppo",
         "env_steps": config.updates * config.batch_steps,
@@ -66,7 +66,7 @@ def learn_by_trial(
         save("bundle", "last", last)
 
 
-def _setting(
+def learning_setting(
     config: PPOConfig,
     *,
     env: str,
@@ -84,8 +84,9 @@ def _setting(
     example = make_environment(name, **options, obs_mode="proprio" if control else "all", cameras=filmed)
     task, state = task_spec(example), example.observation_space.spaces.get("state")
     example.close()
+    looks = randomization(config.randomize, config.randomize_strength)
     return Setting(
-        make=partial(make_environment, name, **options, **watched),
+        make=partial(make_environment, name, **options, **watched, **looks),
         task=task,
         state_entries=0 if state is None else int(state.shape[0]),
         encoder=encoder,

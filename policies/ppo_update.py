@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from policies.failure import TrainingFailed
 from policies.gae import advantages
 from policies.observation import Inputs
 from policies.ppo_actor import ActorCritic
@@ -26,7 +27,7 @@ def update(
     """Improve the policy on a rollout; return what tells whether that went well.
 
     `approx_kl` is the third estimator of Schulman (2020), `explained_variance` that of the critic before the update,
-    over the steps that count. ValueError when the loss is not finite.
+    over the steps that count. TrainingFailed when the loss is not finite.
     """
     device = rollout.actions.device
     gains = advantages(
@@ -64,7 +65,7 @@ def update(
     names = ("policy_loss", "value_loss", "approx_kl", "clip_fraction", "entropy", "gradient_norm")
     values = {f"train/{name}": value for name, value in zip(names, (sums / taken).tolist(), strict=True)}
     if not all(math.isfinite(value) for value in values.values()):
-        raise ValueError(f"PPO's loss is not finite ({values}); lower ppo.learning_rate, or set ppo.target_kl=0.02")
+        raise TrainingFailed(f"PPO's loss is not finite ({values}); lower ppo.learning_rate, or set ppo.target_kl=0.02")
     return {
         **values,
         "train/explained_variance": told_variance,

@@ -25,6 +25,7 @@ from toto_robot.encoders.load import BLIND
 from toto_robot.run_folder import read_json, write_json
 
 SCHEMA = 1
+_FEWEST = 4  # demonstrations that a layer can be chosen from
 _HELD_OUT = 0.2  # part of the demonstrations that a split asks about
 
 
@@ -139,6 +140,11 @@ def choose_layer(
         return config
     if config.name in (*BLIND, "dvae", "vqgan"):
         return replace(config, layer=None)
+    if episodes < _FEWEST:
+        raise ValueError(
+            f"encoder.layer=auto needs {_FEWEST} demonstrations, three to read off and one to ask, got {episodes}: "
+            "collect more, or give encoder.layer a number, mid or last"
+        )
     held_out = max(1, round(_HELD_OUT * episodes))
     asked = ReadoutConfig(labels=(episodes - held_out,))
     key = {

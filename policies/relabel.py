@@ -31,6 +31,7 @@ class RelabelJob:
     slots: int  # environments in lock-step
     expert_share: float  # chance, at each step, that the expert's action is executed
     seed: int  # of the coin
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the environments, on top of what the policy needs
     expert: str | None = None  # bundle of a policy that labels; null is the environment's scripted expert
 
 
@@ -113,7 +114,7 @@ def worker(jobs: Iterator[RelabelJob]) -> Iterator[Labelled]:
     for job in jobs:
         policy = load_policy(job.bundle)
         if not environments:
-            environments = [_make(policy) for _ in range(job.slots)]
+            environments = [make_labelled(policy, job.settings) for _ in range(job.slots)]
         labeller: Labeller = ScriptedLabeller(job.slots)
         if job.expert is not None:
             labeller = PolicyLabeller(load_expert(job.expert, policy.task, policy.cameras), job.slots)
@@ -169,9 +170,9 @@ def _finish(slot: Slot, task: dict[str, Any]) -> Labelled:
     return done
 
 
-def _make(policy: Policy) -> Any:
+def make_labelled(policy: Policy, settings: Mapping[str, Any]) -> Any:
     """Make an environment that shows all the policy sees, and the state, to whoever labels."""
-    settings = {**environment_settings(policy), "obs_mode": "all" if policy.cameras else "state"}
-    environment = make_environment(**settings)
+    needed = {**environment_settings(policy), "obs_mode": "all" if policy.cameras else "state"}
+    environment = make_environment(**needed, **settings)
     check_same_task(policy.task, task_spec(environment), "the policy's task and this installation's", policy.cameras)
     return environment

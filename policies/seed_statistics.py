@@ -4,7 +4,9 @@ A group is the scores of one task (stratum), one a policy seed; several tasks ar
 al. (2021), "Deep RL at the edge of the statistical precipice" (rliable): interquartile mean, stratified bootstrap,
 probability of improvement. With few seeds a percentile bootstrap is too narrow: at 10 seeds of normal scores its 95 %
 interval of a mean holds the truth in 90 % of all cases, at 5 in 83 % (tests/policies/test_seed_statistics.py measures
-it). Differences of two methods therefore have Student's interval over paired seeds, which keeps its 95 %.
+it). The interquartile mean over four tasks is better off: of 50 episodes a policy, at rates from 0.5 to 0.97 with and
+without noise between seeds, it holds the truth in 90 to 92 % of all cases at 5 seeds a task, in 92 to 94 % at 10 (also
+measured there). Differences of two methods have Student's interval over paired seeds, which keeps its 95 %.
 """
 
 from __future__ import annotations
@@ -67,6 +69,18 @@ def bootstrap_interval(
     rows = _rows(groups)
     draws = statistic(_resampled(rows, resamples, np.random.default_rng(seed)))
     return _percentiles(float(statistic(np.concatenate(rows))), draws, confidence)
+
+
+def median_interval(groups: Groups, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Return the median over seeds and its stratified percentile bootstrap interval; values may be infinite.
+
+    The interval's ends are draws themselves: between a number and infinity nothing is interpolated.
+    """
+    rows = _rows(groups)
+    draws = np.sort(np.median(_resampled(rows, resamples, np.random.default_rng(seed)), axis=-1))
+    outside = int((1 - confidence) / 2 * resamples)
+    value = float(np.median(np.concatenate(rows)))
+    return Estimate(value, float(draws[outside]), float(draws[-1 - outside]))
 
 
 def probability_of_improvement(

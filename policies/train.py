@@ -23,10 +23,12 @@ from policies.environment import environment_id, plain
 from policies.evaluate import EvaluationConfig, Evaluator, attach_evaluation, summary_line
 from policies.features import cached_features
 from policies.observation import seen_cameras, sees_state
+from policies.policy_card import demonstrated_by
 from policies.policy_report import next_commands, write_policy_report
 from policies.ppo_config import PPOConfig
 from policies.ppo_train import learn_by_trial
 from policies.probe import choose_layer, without_auto
+from policies.settings import LEARNERS, flat, idle_sections, told_change
 from policies.shown import shown_to_head
 from toto_robot.data.episodes import EpisodeStore, require_env
 from toto_robot.encoders.base import Encoder
@@ -35,9 +37,17 @@ from toto_robot.pretrain.pictures import draw_loss
 from toto_robot.run_folder import lock_folder, read_json, write_json
 
 BUNDLE = "bundle"
-# Learner -> the sections of the settings that decide what it makes.
-LEARNERS = {"bc": ("bc",), "dagger": ("bc", "dagger"), "ppo": ("ppo",)}
+SETTINGS = "settings.json"  # of a training that has begun
 OTHER = {"last": "best", "best": "last"}  # the weights that were not chosen lie in bundle_best or bundle_last
+
+
+def check_chosen(encoder: EncoderConfig, learner: str) -> None:
+    """Raise ValueError where the layer is to be chosen from demonstrations, and the learner has none."""
+    if encoder.layer == "auto" and learner == "ppo":
+        raise ValueError(
+            "encoder.layer=auto is chosen from demonstrations, of which policy=ppo has none: ask `toto_robot probe "
+            f"encoders=[{encoder.name}]`, and give encoder.layer the number that it finds"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +78,7 @@ class TrainPolicyConfig:
     def __post_init__(self) -> None:
         if self.policy not in LEARNERS:
             raise ValueError(f"expected policy {' or '.join(LEARNERS)}, got {self.policy!r}")
+        check_chosen(self.encoder, self.policy)
         if self.demonstrations < 1:
             raise ValueError(f"expected at least one demonstration, got {self.demonstrations}")
         if self.seed < 0:
@@ -122,8 +133,9 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
     """
     bundle = run_dir / BUNDLE
     if bundle.exists():
-        _check_settings(check_bundle(bundle)["training"]["settings"], config, run_dir)
+        check_settings(check_bundle(bundle)["training"]["settings"], config, run_dir)
         return bundle
+    check_begun(config, run_dir)
     if config.policy == "ppo":
         _learn_by_trial(config, run_dir)
     elif config.policy == "dagger":
@@ -134,7 +146,14 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
     return bundle
 
 
+def check_begun(config: TrainPolicyConfig, run_dir: Path) -> None:
+    """Raise ValueError where a training of other settings has begun in a folder; one may be made longer (PPO)."""
+    if (run_dir / SETTINGS).exists():
+        check_settings(read_json(run_dir / SETTINGS), config, run_dir, free=("ppo.env_steps",))
+
+
 def _learn_by_trial(config: TrainPolicyConfig, run_dir: Path) -> None:
+    _begin(config, run_dir)
     learn_by_trial(
         config.ppo,
         env=config.env,
@@ -155,6 +174,7 @@ def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
     cameras = seen_cameras(encoder, config.cameras)
     shown = shown_to_head(config.bc, encoder, store, cameras, config.demonstrations, Path(config.cache))
     data = load_demonstrations(store, shown[0], config.demonstrations, sees_state(encoder), shown[1:])
+    _begin(config, run_dir)
     trained = train_head(config.bc, data, config.seed, run_dir, encoder)
     draw_loss(run_dir, unit=trained.head.loss_unit)
     training = _training_facts(config, store)
@@ -180,11 +200,18 @@ def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
 
 
 def _correct(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
-    encoder = open_encoder(config.encoder)
+    encoder = open_encoder(without_auto(config.encoder))
     count, data, state_entries = config.dagger.initial_demonstrations, None, 0
     facts: dict[str, Any] = {"demonstrations": 0, "seed": config.seed}
+    if config.encoder.layer == "auto" and not count:
+        raise ValueError(
+            "encoder.layer=auto is chosen from dagger.initial_demonstrations, of which there are none: give it a number"
+        )
     if count:
         begin = replace(config, demonstrations=count)
+        if config.encoder.layer == "auto":
+            asked = open_demonstrations(begin)
+            encoder = open_encoder(choose_layer(config.encoder, asked, config.cameras, count, run_dir))
         store, data = _demonstrations(begin, encoder)
         task, facts = store.env, _training_facts(begin, store)
     else:
@@ -200,7 +227,9 @@ def _correct(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
         state_entries=state_entries,
         facts={**facts, "validation_demonstrations": 0, "settings": _settings(config)},
     )
-    content = DAgger(config.dagger, config.bc, start, config.seed, run_dir).learn()
+    learner = DAgger(config.dagger, config.bc, start, config.seed, run_dir)
+    _begin(config, run_dir)
+    content = learner.learn()
     draw_loss(run_dir, unit=content.trained.head.loss_unit)
     save_bundle(bundle, content)
 
@@ -251,6 +280,7 @@ def _training_facts(config: TrainPolicyConfig, store: EpisodeStore) -> dict[str,
         "frames": int(store.ends[len(training) - 1]),
         "seed": config.seed,
         "demonstrations_hash": store.content_hash(),
+        "demonstrated_by": demonstrated_by(store.provenance),
         "settings": _settings(config),
     }
     if "seed" in store.meta:
@@ -262,17 +292,24 @@ def _training_facts(config: TrainPolicyConfig, store: EpisodeStore) -> dict[str,
 def _settings(config: TrainPolicyConfig) -> dict[str, Any]:
     """Return the settings that decide what the policy is."""
     kept: dict[str, Any] = plain(asdict(config))
-    sections = {section for every in LEARNERS.values() for section in every} - {*LEARNERS[config.policy]}
-    for name in ("evaluation", "evaluate_other", "cache", "demos", *sections):
+    for name in ("evaluation", "evaluate_other", "cache", "demos", *idle_sections(config.policy)):
         del kept[name]
     for name in ("workers", "threads", "checkpoint_every"):
         kept.get("ppo", {}).pop(name, None)
     return kept
 
 
-def _check_settings(recorded: Mapping[str, Any], config: TrainPolicyConfig, run_dir: Path) -> None:
-    now = _settings(config)
-    changed = [f"{key}: {recorded.get(key)} -> {now[key]}" for key in now if recorded.get(key) != now[key]]
+def _begin(config: TrainPolicyConfig, run_dir: Path) -> None:
+    """Write down what is trained in a folder, so that the training does not go on as another one."""
+    write_json(run_dir / SETTINGS, _settings(config))
+
+
+def check_settings(
+    recorded: Mapping[str, Any], config: TrainPolicyConfig, run_dir: Path, free: tuple[str, ...] = ()
+) -> None:
+    """Raise ValueError for other settings; what was not recorded yet had its default."""
+    defaults, now = (flat(_settings(each)) for each in (TrainPolicyConfig(policy=config.policy), config))
+    changed = told_change({**defaults, **flat(recorded)}, now, [key for key in now if key not in free])
     if changed:
         raise ValueError(
             f"{run_dir} holds a policy of other settings ({'; '.join(changed)}); choose another folder with "

@@ -485,7 +485,8 @@ def _open_run(name: str, schema: type, overrides: Sequence[str], run_dir: Path) 
     config = _yaml(_compose(name, schema, overrides))
     recorded = run_dir / "config.yaml"
     if recorded.exists():
-        _check_same_run(run_dir, recorded.read_text(), config, getattr(schema, "MAY_CHANGE", ()))
+        before = OmegaConf.to_container(OmegaConf.create(recorded.read_text()))
+        _check_same_run(run_dir, {**dict(_flatten(_defaults(name))), **dict(_flatten(before))}, config, schema)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, the first one writes
         write_text(recorded, config)
         if not (run_dir / "provenance.json").exists():
@@ -493,10 +494,12 @@ def _open_run(name: str, schema: type, overrides: Sequence[str], run_dir: Path) 
     return run_dir
 
 
-def _check_same_run(run_dir: Path, before: str, now: str, may_change: Iterable[str]) -> None:
-    old, new = (dict(_flatten(OmegaConf.to_container(OmegaConf.create(text)))) for text in (before, now))
+def _check_same_run(run_dir: Path, old: dict[str, Any], config: str, schema: type) -> None:
+    """Raise ValueError for settings that differ from the old ones; keys that were not known then had their default."""
+    new = dict(_flatten(OmegaConf.to_container(OmegaConf.create(config))))
+    may_change = getattr(schema, "MAY_CHANGE", ())
     free = {key for key in {**old, **new} if key in may_change or key.split(".")[0] in may_change}
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in free]
+    changed = [key for key in new if old.get(key) != new[key] and key not in free]
     if changed:
         what = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:3])
         raise ValueError(

@@ -89,6 +89,19 @@ def test_same_run_folder_refuses_other_settings(tmp_path, capsys):
     assert "image_size" in error and "run=<folder>" in error
 
 
+def test_a_run_of_a_version_that_did_not_know_a_key_goes_on_with_its_default(tmp_path):
+    _, schema = cli._load("collect")
+    folder = tmp_path / "run"
+    cli._open_run("collect", schema, ["episodes=3"], folder)
+    recorded = folder / "config.yaml"
+    lines = recorded.read_text().splitlines()
+    recorded.write_text("".join(f"{line}\n" for line in lines if not line.startswith("keep_failures")))
+    with pytest.raises(ValueError, match="keep_failures: False -> True"):
+        cli._open_run("collect", schema, ["episodes=3", "keep_failures=true"], folder)
+    cli._open_run("collect", schema, ["episodes=3"], folder)
+    assert recorded.read_text().splitlines() == lines
+
+
 def test_the_same_command_line_has_the_same_run_folder():
     first = cli.default_run_dir("pretrain", ["steps=3", "model=tiny"])
     assert first == cli.default_run_dir("pretrain", ["model=tiny", "steps=3"])

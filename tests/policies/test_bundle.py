@@ -1,6 +1,7 @@
 """Does a bundle give back the policy that was put in, alone in its folder, and refuse one that was touched?"""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 
 from policies.bundle import bundle_hash, load_policy
 from policies.heads.gmm import GMMConfig
+from policies.policy_card import demonstrated_by, model_card
 from policies.train import train_bundle
 from tests.policies.small import make_small
 
@@ -188,9 +190,33 @@ def test_nothing_is_pickled_and_the_card_tells_the_units(trained):
     kinds = {path.suffix for path in trained.rglob("*") if path.is_file()}
     assert kinds == {".json", ".safetensors", ".md"}
     card = (trained / "MODEL_CARD.md").read_text()
-    assert (
-        "| dx | 0.0" in card and "| m |" in card and "not evaluated yet" in card and "3 scripted demonstrations" in card
-    )
+    for told in ("| dx | 0.0", "| m |", "not evaluated yet", "on 3 demonstrations ("):
+        assert told in card, told
+    assert "by the scripted expert in simulation" in card and bundle_hash(trained) in card
+    description = json.loads((trained / "policy.json").read_text())
+    for value in (description["training"]["demonstrations_hash"], description["encoder"]["fingerprint"]):
+        assert f"`{value}`" in card
+    assert card.startswith("---\nlicense: unknown\n") and "## Licence\n\nNot stated." in card
+    del description["training"]["demonstrated_by"]  # a bundle from before
+    assert "frames); the last weights" in model_card(description, "h", None)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "said"),
+    [
+        ({"collect": {}}, "the scripted expert in simulation"),
+        ({"record_demos": {"operator": "scripted", "robot": "emulator"}}, "the scripted expert on the emulated arm"),
+        (
+            {"record_demos": {"operator": "spacemouse", "robot": "fr3", "policy": "b"}},
+            r"a person with the spacemouse on a real arm \(fr3\), correcting a policy",
+        ),
+        ({"record_demos": {"operator": "guiding", "robot": "fr3"}}, r"a person guiding the arm on a real arm \(fr3\)"),
+        ({"lerobot": {"name": "pusht"}}, r"a LeRobot data set \(pusht\)"),
+        ({}, "somebody unknown"),
+    ],
+)
+def test_the_card_names_who_demonstrated(provenance, said):
+    assert re.match(said, demonstrated_by(provenance))
 
 
 def test_the_hash_tells_policies_apart(trained, demos, toto, tmp_path):

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from policies.compare_analysis import DEMONSTRATIONS, STEPS, Run, analyse, success_curve
+from policies.compare_analysis import DEMONSTRATIONS, STEPS, analyse, success_curve
+from policies.compare_record import Run
 from policies.compare_report import write_comparison
 from policies.compare_words import sentences
 
@@ -90,8 +91,48 @@ def test_learning_curves_say_how_much_is_needed():
     assert curve["steps_to"]["0.6"]["reached"] == curve["steps_to"]["0.6"]["of"] == 10
     assert 20 <= curve["steps_to"]["0.6"]["median"] < 50
     dead = next(c for c in study(grid(0.25))["curves"] if c["encoder"] == "dead")
-    assert dead["steps_to"]["0.6"] == {"reached": 0, "of": 10, "median": None, "values": []}
+    assert dead["steps_to"]["0.6"] == {
+        "reached": 0, "of": 10, "median": None, "interval95": [None, None], "values": [],
+    }  # fmt: skip
+    assert curve["task_means"]["pick"][0][1] < np.mean([run[0] for run in curve["by_task"]["pick"]]) < 1
     assert study(grid(0.25, counts=(20,)))["curves"] == []
+
+
+def test_the_median_of_where_a_target_is_reached_lies_between_the_middle_two():
+    random = np.random.default_rng(0)
+
+    def reached(*where):
+        runs = [
+            make_run(random, 0.9, "a", seed=seed, curve=((0, 0.0), (x, 0.6)) if x else ((0, 0.0), (900, 0.1)))
+            for seed, x in enumerate(where)
+        ]
+        return study(runs)["curves"][0]["steps_to"]["0.6"]
+
+    assert reached(100, 200, 300, 500)["median"] == 250 and reached(100, 200, 300)["median"] == 200
+    low, high = reached(100, 200, 300, 500)["interval95"]
+    assert 100 <= low < 250 < high <= 500
+    half = reached(100, 200, None, None)
+    assert half["median"] is None and half["interval95"][1] is None and half["interval95"][0] is not None
+    assert reached(100, 200, 300, None)["median"] == 250
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "30,000 environment steps"), (20, "DAgger on 20 demonstrations, 30,0")]
+)
+def test_a_learner_that_acts_is_told_by_its_steps(tmp_path, count, said):
+    random = np.random.default_rng(0)
+    runs = [
+        make_run(random, rate, name, seed=seed, demonstrations=count, env_steps=30_000 + seed - 1,
+                 curve=((0, 0.0), (30_000, rate)))
+        for seed in range(3) for name, rate in (("a", 0.9), ("b", 0.4))
+    ]  # fmt: skip
+    result = study(runs)
+    told = pair_of(result, "b", count)["words"]
+    assert told.startswith(said) and (count or "demonstrations" not in told)
+    write_comparison(tmp_path, result | frame("ppo" if not count else "dagger"), [], [])
+    report = (tmp_path / "report.html").read_text()
+    assert "<th>learned from<" in report and said in report and (count or "<th>demonstrations<" not in report)
+    assert ("Success on training episodes, exploring" if not count else "Success on held-out starts.") in report
 
 
 def test_a_learner_that_acts_has_its_curve_over_environment_steps(tmp_path):
@@ -106,6 +147,19 @@ def test_a_learner_that_acts_has_its_curve_over_environment_steps(tmp_path):
     assert found["unit"] == STEPS and found["x"][0] == 500 and found["x"][-1] == 10_000
     assert found["steps_to"]["0.6"]["values"] == pytest.approx([6000, 6500])
     assert found["iqm"][-1][0] == pytest.approx(0.975)
+
+
+def test_a_curve_over_environment_steps_is_of_one_number_of_demonstrations():
+    random = np.random.default_rng(1)
+    runs = [
+        make_run(random, 0.9, "a", seed=seed, demonstrations=count, curve=((100 * count, 0.2), (200 * count, 0.8)))
+        for seed in range(2)
+        for count in (2, 5)
+    ]
+    found = study(runs)["curves"]
+    assert [(curve["demonstrations"], curve["x"][0], curve["x"][-1]) for curve in found] == [
+        (2, 200, 400), (5, 500, 1000),
+    ]  # fmt: skip
 
 
 def test_layers_make_a_curve_of_their_own():
@@ -123,18 +177,31 @@ def test_layers_make_a_curve_of_their_own():
     assert {cell["encoder"] for cell in result["cells"]} == {"a", "b", "dead"}
 
 
-def test_the_report_says_the_conclusion_first_and_needs_no_other_file(tmp_path):
-    result = study(grid(0.25) + grid(0.25, test="cameras"))
+def frame(policy="bc", size=1000):
+    """What stands around an analysis in comparison.json."""
     cost = {
         "name": "toto", "layer": 3, "context_frames": 1, "parameters": 1000, "tokens_per_frame": 64, "width": 256,
         "gflops_per_frame": 0.4, "ms_per_frame": [1.0, 2.0, 3.0], "processor_ms_per_frame": 2.0,
     }  # fmt: skip
-    result |= {
+    more = {"total_parameters": 4321, "head_parameters": 765, "parameters": size}
+    return {
         "design": {"tasks": ["pick", "cabinet"], "encoders": ["a", "b", "dead"], "reference": "a",
-                   "planned_runs": 99, "shared": {"bc": {"steps": 7}}},
-        "encoders": {"a": cost, "b": {**cost, "name": "mae"}, "dead": {**cost, "name": "none"}},
+                   "planned_runs": 99, "shared": {"bc": {"steps": 7}}, "policy": policy},
+        "encoders": {"a": cost, "b": {**cost, **more, "name": "mae"}, "dead": {**cost, "parameters": 0}},
         "machine": {"processor": "p", "cores": 2}, "date": "d", "commit": "c",
     }  # fmt: skip
+
+
+def test_encoders_of_other_sizes_are_told(tmp_path):
+    for size, warned in ((1000, False), (1049, False), (1060, True)):
+        write_comparison(tmp_path, study(grid(0.25)) | frame(size=size), [], [])
+        text = (tmp_path / "report.html").read_text()
+        assert "4,321" in text and "765" in text
+        assert ("differ by more than 5% (a 1,000, b 1,060)" in text) == warned
+
+
+def test_the_report_says_the_conclusion_first_and_needs_no_other_file(tmp_path):
+    result = study(grid(0.25) + grid(0.25, test="cameras")) | frame()
     write_comparison(tmp_path, result, [("never run", tmp_path / "rollouts.png")], ["toto_robot compare"])
     text = (tmp_path / "report.html").read_text()
     assert text.index("a is ahead") < text.index("<table>") < text.index("data:image/png")

@@ -17,7 +17,7 @@ from policies.dagger import ROLLOUT_SEED, DAggerConfig
 from policies.encoder import EncoderConfig
 from policies.environment import make_environment
 from policies.features import stream_episodes
-from policies.relabel import FEATURE_PREFIX, load_expert
+from policies.relabel import FEATURE_PREFIX, load_expert, make_labelled
 from policies.train import open_encoder, train_bundle
 from tests.policies.small import make_small
 from toto_robot.data.episodes import IMAGE_PREFIX, ORACLE_KEY, EpisodeStore
@@ -156,6 +156,17 @@ def test_a_policy_can_be_the_expert_and_one_of_another_task_cannot(demos, small,
     other = {**description["task"], "env_id": "toto_robot/KukaPick-v0"}
     with pytest.raises(ValueError, match=r"the expert .* and the policy: expected env_id .*FrankaPick.*KukaPick"):
         load_expert(str(expert), other, ())
+
+
+def test_rollouts_vary_as_the_demonstrations_did(store):
+    class Sees:
+        task, cameras, oracle = store.env, ("front",), False
+
+    assert DAggerConfig().environment == {}
+    looks = DAggerConfig(randomize=("lights", "colors"), randomize_strength=0.5).environment
+    assert looks == {"randomize": {"lights": 0.5, "colors": 0.5}}
+    plain, varied = (make_labelled(Sees, settings).reset(seed=3)[0]["pixels"]["front"] for settings in ({}, looks))
+    assert np.abs(plain.astype(int) - varied.astype(int)).mean() > 1.0
 
 
 def test_settings_that_mean_nothing_are_refused():

@@ -210,6 +210,21 @@ def test_several_policies_run_on_the_same_starts_and_are_compared(bundle, evalua
     assert "no difference is shown" in capsys.readouterr().out
 
 
+def test_the_latency_of_a_deployment_is_that_from_picture_to_command(tmp_path):
+    deployed = {"env": "x", "policy_ms": {"p10_ms": 4.0, "p50_ms": 5.0, "p99_ms": 9.0}}
+    (tmp_path / "deploy.json").write_text(json.dumps(deployed))
+    assert np.median(read_latency(str(tmp_path))) == pytest.approx(0.005)  # without figures of the control process
+    control = {"period_ms": {"p50": 1.0}, "capture_to_command_ms": {"n": 80, "p50": 41.0, "p99": 77.0, "max": 90.0}}
+    (tmp_path / "control.json").write_text(json.dumps(control))
+    for given in (tmp_path, tmp_path / "deploy.json", tmp_path / "control.json"):
+        delays = read_latency(str(given))
+        assert np.median(delays) == pytest.approx(0.041) and max(delays) == pytest.approx(0.077, rel=0.05)
+    (tmp_path / "control.json").write_text(json.dumps({"capture_to_command_ms": {"n": 0}}))
+    assert np.median(read_latency(str(tmp_path))) == pytest.approx(0.005)
+    with pytest.raises(ValueError, match=r"no command followed a picture; give deploy\.json"):
+        read_latency(str(tmp_path / "control.json"))
+
+
 def test_the_measured_latency_of_a_robot_is_read(tmp_path):
     assert read_latency("0.08") == (0.08,)
     path = tmp_path / "latency.json"
@@ -222,6 +237,9 @@ def test_the_measured_latency_of_a_robot_is_read(tmp_path):
     assert read_latency(str(path)) == pytest.approx((0.01, 0.03))
     path.write_text(json.dumps({"mean": 3}))
     with pytest.raises(ValueError, match="expected a list, samples_s, or p50_s and p99_s"):
+        read_latency(str(path))
+    path.write_text(json.dumps({"p50": 40, "p99": 120}))
+    with pytest.raises(ValueError, match="a unit is needed"):
         read_latency(str(path))
     for wrong in ("80", "latency.txt", "nan"):
         with pytest.raises(ValueError, match=r"latenc"):

@@ -23,7 +23,7 @@ from policies.ppo_config import PPOConfig
 from policies.ppo_envs import EnvironmentPool
 from policies.ppo_loop import Window, restore, train_ppo
 from policies.ppo_rollout import Collector
-from policies.ppo_train import learn_by_trial
+from policies.ppo_train import learn_by_trial, learning_setting
 from policies.ppo_update import update
 from policies.train import TrainPolicyConfig, train_bundle
 from toto_robot.cli import main
@@ -162,6 +162,40 @@ def test_environments_must_share_out_evenly():
 
 
 # --- actor and statistics -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (6, 4), (12, 8), (20, 16), (24, 16), (64, 32)])
+def test_all_cores_work_that_share_the_environments_evenly(cores, workers):
+    assert ppo.most_workers(cores, PPOConfig().num_envs, PPOConfig().groups) == workers
+    assert ppo.most_workers(cores, 7, 2) == 1  # no number does: the pool says so
+
+
+def test_only_what_learns_is_moved_to_another_device():
+    """The statistics take numbers of the environments, which are on the CPU, and give numpy arrays."""
+    make = partial(make_environment, PENDULUM, obs_mode="proprio")
+    setting = ppo.Setting(
+        make=make, task=task_spec(make()), state_entries=0, encoder=open_encoder(EncoderConfig(name="none")), cameras=()
+    )
+    learner = ppo.Learner(TINY, setting, seed=0)
+    learner.place(torch.device("meta"))
+    assert {parameter.device.type for parameter in learner.actor_critic.parameters()} == {"meta"}
+    learner.told.update(np.ones((3, len(setting.told_names))))
+    learner.returns.update(np.ones((4, 2), np.float32), np.zeros((4, 2), bool))
+    assert learner.told.normalizer().offset.tolist() == [1.0] * len(setting.told_names)
+    assert learner.returns.deviation > 0
+
+
+@pytest.mark.render
+def test_axes_of_randomisation_vary_the_trials():
+    encoder = open_encoder(EncoderConfig(name="random_vit"))
+    shown = []
+    for axes in ((), ("lights", "colors")):
+        setting = learning_setting(
+            replace(TINY, randomize=axes), env="franka_pick", preset="real", cameras=("front",), filmed=("front",),
+            encoder=encoder,
+        )  # fmt: skip
+        shown.append(setting.make().reset(seed=3)[0]["pixels"]["front"].astype(int))
+    assert np.abs(shown[0] - shown[1]).mean() > 1.0
 
 
 def test_density_and_entropy_are_those_of_a_normal_distribution():

@@ -141,6 +141,10 @@ def test_a_layer_is_chosen_once_and_recorded(
     fixed = EncoderConfig(name="random_vit", layer="2")
     assert choose_layer(fixed, shown, ("front",), EPISODES, tmp_path) is fixed
     assert choose_layer(EncoderConfig(name="none", layer="auto"), shown, (), EPISODES, tmp_path).layer is None
+    with pytest.raises(
+        ValueError, match=r"needs 4 demonstrations, .* got 3: collect more, or give encoder.layer a number"
+    ):
+        choose_layer(auto, shown, ("front",), 3, tmp_path)
     with pytest.raises(ValueError, match="chosen by train-policy"):
         open_encoder(auto)
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from policies import train as training
 from policies.bundle import load_policy
 from policies.encoder import EncoderConfig
 from policies.policy_report import next_commands
-from policies.train import open_demonstrations, train_bundle, train_policy
+from policies.train import check_settings, open_demonstrations, train_bundle, train_policy
 from toto_robot import cli, packaged
 from toto_robot.data.episodes import ORACLE_KEY, EpisodeStore, FeatureSpec
 from toto_robot.run_folder import read_json, read_metrics
@@ -72,11 +73,68 @@ def test_other_settings_do_not_continue_a_run(small, tmp_path):
         train_bundle(replace(small, seed=1), tmp_path / "run")
 
 
+def test_a_run_that_was_killed_does_not_go_on_under_other_settings(small, tmp_path, monkeypatch):
+    run, real = tmp_path / "run", training.train_head
+    monkeypatch.setattr("policies.train.train_head", lambda *arguments: 1 / 0)  # killed as it begins
+    with pytest.raises(ZeroDivisionError):
+        train_bundle(small, run)
+    monkeypatch.setattr("policies.train.train_head", real)
+    with pytest.raises(ValueError, match=r"other settings \(seed: 0 -> 1; bc.learning_rate: 0.001 -> 0.002\)"):
+        train_bundle(replace(small, seed=1, bc=replace(small.bc, learning_rate=0.002)), run)
+    (run / "settings.json").unlink()  # what an earlier version has begun goes on
+    bundle = train_bundle(small, run)
+    recorded = read_json(bundle / "policy.json")["training"]["settings"]
+    assert read_json(run / "settings.json") == recorded
+    del recorded["bc"]["token_dropout"]  # a bundle of a version that did not know the key, which had its default then
+    check_settings(recorded, small, run)
+    with pytest.raises(ValueError, match=r"bc.token_dropout: 0.0 -> 0.1"):
+        check_settings(recorded, replace(small, bc=replace(small.bc, token_dropout=0.1)), run)
+
+
+@pytest.mark.parametrize("learner", ["bc", "dagger"])
+def test_a_layer_that_is_left_open_is_chosen_before_the_encoder_is_used(small, tmp_path, monkeypatch, learner):
+    def begun(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    asked, opened, real = [], [], training.open_encoder
+    monkeypatch.setattr("policies.train.open_encoder", lambda config: opened.append(config.layer) or real(config))
+    monkeypatch.setattr(
+        "policies.train.choose_layer",
+        lambda encoder, store, cameras, count, folder: asked.append(count) or replace(encoder, layer="0"),
+    )
+    monkeypatch.setattr("policies.train.shown_to_head", begun)
+    monkeypatch.setattr("policies.train.cached_features", begun)
+    config = replace(small, policy=learner, encoder=replace(small.encoder, layer="auto"))
+    config = replace(config, dagger=replace(config.dagger, initial_demonstrations=2))
+    with pytest.raises(KeyboardInterrupt):
+        train_bundle(config, tmp_path)
+    assert opened == [None, "0"] and asked == [3 if learner == "bc" else 2]
+    if learner == "dagger":
+        with pytest.raises(ValueError, match=r"chosen from dagger.initial_demonstrations"):
+            train_bundle(replace(config, dagger=replace(config.dagger, initial_demonstrations=0)), tmp_path / "none")
+    with pytest.raises(ValueError, match=r"policy=ppo has none: ask `toto_robot probe"):
+        replace(config, policy="ppo")
+
+
 def test_the_commands_that_come_next_exist_and_compose(small, tmp_path):
     bundle = train_bundle(replace(small, encoder=EncoderConfig(name="none")), tmp_path / "run")
     lines = next_commands(bundle, read_json(bundle / "policy.json"))
-    assert lines[0].startswith("toto_robot evaluate policy=")
-    for line in lines:
+    description = read_json(bundle / "policy.json")
+    told = [line.split()[1] for line in lines]
+    assert told == ["evaluate", "compare", "train-policy", "deploy"]
+    assert lines[0].startswith("toto_robot evaluate policy=") and lines[-1].split()[2] == f"policy={bundle}"
+
+    def next_of(**changed):
+        return next_commands(bundle, {**description, **{key: {**description[key], **changed[key]} for key in changed}})
+
+    for other in ({"env_id": "toto_robot/KukaPick-v0"}, {"preset": "pixmc"}):
+        assert [line.split()[1] for line in next_of(task=other)] == told[:3]
+    assert "deploy" not in [line.split()[1] for line in next_of(encoder={"name": "state"})]
+    (acting,) = (line for line in next_of(training={"learner": "ppo", "env_steps": 300}) if "compare" in line)
+    assert "policy=ppo" in acting and "train.ppo.env_steps=300" in acting and "demonstrations" not in acting
+    (corrected,) = (line for line in next_of(training={"learner": "dagger"}) if "compare" in line)
+    assert "policy=dagger" in corrected and "demonstrations=[3]" in corrected
+    for line in [*lines, acting, corrected]:
         name, *words = line.split("#")[0].split()[1:]
         _, schema = cli._load(name)
         config = cli._compose(name, schema, [word for word in words if not word.startswith("run=")])
@@ -100,6 +158,21 @@ def test_an_encoder_without_a_path_is_the_packaged_one(name, tmp_path, monkeypat
     folder = EncoderConfig(name=name).folder
     assert folder == packaged.FOLDER / ("mae-small-sim" if name == "mae" else "toto-small-sim")
     assert (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+
+
+def test_a_sweep_trains_a_policy_a_job(demos, tmp_path):
+    """Jobs are subprocesses' work on a cluster: nothing but the command line says what they do."""
+    words = [
+        "seed=0,1", "encoder=none", f"demos={demos}", "demonstrations=2", "bc.steps=2", "evaluation.episodes=1",
+        "evaluation.workers=1", "evaluation.videos=0", "evaluate_other=false", f"cache={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "toto_robot", "train-policy", "--multirun", *words, f"run={tmp_path / 'sweep'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for seed in (0, 1):
+        training = read_json(tmp_path / "sweep" / str(seed) / "bundle" / "policy.json")["training"]
+        assert training["seed"] == seed and training["demonstrations"] == 2
+        assert read_json(tmp_path / "sweep" / str(seed) / "evaluation.json")["episodes"] == 1
 
 
 def test_a_missing_encoder_says_which_command_makes_it(small, tmp_path):

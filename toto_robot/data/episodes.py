@@ -14,7 +14,7 @@ records with it too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -188,6 +188,12 @@ class EpisodeStore:
         A kill leaves it as it was or finished, and calling this again goes on. OSError (disk full) leaves it as it was.
         """
         self._flat.finish()
+
+    def drop(self, keys: Collection[str]) -> None:
+        """Delete some features for good, such as those that can be computed again; the others stay as they are."""
+        kept = {key: spec for key, spec in self._flat.attributes["features"].items() if key not in keys}
+        self._flat.drop(keys, {**self._flat.attributes, "features": kept})
+        self.features = {key: spec for key, spec in self.features.items() if key not in keys}
 
     def close(self) -> None:
         """Let another process append; reading goes on."""

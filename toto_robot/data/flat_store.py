@@ -29,7 +29,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -248,6 +248,27 @@ class FlatStore:
             self._meta = self._open_arrays("meta", self.items)
         if self.compression:  # also what a killed `finish` left
             drop_replaced(self.arrays)
+
+    def drop(self, keys: Collection[str], attributes: Mapping[str, Any]) -> None:
+        """Forget the arrays `data/<key>` and delete their files, with `attributes` in the place of those of the store.
+
+        A kill leaves the store with the arrays or without them; calling this again deletes what a kill has left.
+        """
+        if set(keys) & set(self.data):
+            self.begin()
+            root = copy.deepcopy(self._root)
+            kept = {
+                name: metadata
+                for name, metadata in store_files.children(self.path, root).items()
+                if name.removeprefix("data/") not in keys
+            }
+            root["attributes"] = {COMMIT: self._commit, **attributes}
+            root["consolidated_metadata"] = store_files.consolidated(kept)
+            self._close_writers()
+            self._replace_root(root)
+            self.data = self._open_arrays("data", self.rows)
+        for key in keys:
+            shutil.rmtree(self.path / "data" / key, ignore_errors=True)
 
     def close(self) -> None:
         """Let another process write; reading goes on."""
