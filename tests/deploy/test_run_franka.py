@@ -73,7 +73,7 @@ def test_the_twin_needs_no_server_and_the_hand_stays_in_its_box(patient_bundle, 
     env = gymnasium.make("toto_robot/FrankaPick-v0", obs_mode="proprio").unwrapped
     env.reset(seed=SEED)
     start_m = grasp_point(env.data.qpos[:7])
-    top_m = float(start_m[2]) + 0.004
+    top_m = float(start_m[2]) + 0.001  # less than one step of the policy
     box = f"box_m=[0,-1,0,1,1,{top_m}]"
     done = deploy(patient_bundle, tmp_path, "robot=twin", "horizon=20", box)
     assert done.returncode == 0, done.stderr
@@ -86,7 +86,7 @@ def test_the_twin_needs_no_server_and_the_hand_stays_in_its_box(patient_bundle, 
     running = ticks[ticks["machine"] == Machine.RUNNING]
     assert grasp_point(running["raw_q_rad"])[:, 2].max() > top_m, "the policy did not ask to leave the box"
     assert grasp_point(running["command_q_rad"])[:, 2].max() <= top_m + 1e-6
-    assert rise_m(tmp_path) > 0.001
+    assert rise_m(tmp_path) > 0.0002
     with np.load(tmp_path / "policy_00001.npz") as rows:  # it saw the scene, drawn
         pictures = rows["observation.images.front"]
         assert pictures.std() > 10 and rows["observation.images.wrist"].shape == pictures.shape
