@@ -15,6 +15,7 @@ from deploy.drivers import scheduling
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 _LIMITS = "/etc/security/limits.conf"
+_ALLOW = f"as root add `@realtime - rtprio 99` to {_LIMITS}, put the user into the group realtime, log in again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,14 @@ class Finding:
     help: str = ""  # what to do
 
 
-def check_host(enforce: bool) -> list[Finding]:
-    """Return kernel, rtprio, memlock, governor and cores; `enforce` makes a missing real time a failure."""
+def check_host(enforce: bool, priority: int = 0) -> list[Finding]:
+    """Return kernel, rtprio, memlock, governor and cores.
+
+    `enforce` makes a missing real time a failure; so does a `priority` of the control loop that is not allowed.
+    """
     missing = FAILED if enforce else WARNING
-    return [_kernel(missing), _rtprio(missing), _memlock(), _governor(), _cores()]
+    asked = [_priority(priority)] if priority else []
+    return [_kernel(missing), _rtprio(missing), *asked, _memlock(), _governor(), _cores()]
 
 
 def _kernel(missing: str) -> Finding:
@@ -46,14 +51,25 @@ def _kernel(missing: str) -> Finding:
 
 
 def _rtprio(missing: str) -> Finding:
+    if scheduling.permitted(scheduling.PRIORITY):
+        return Finding(name="rtprio", verdict=OK, text=f"{scheduling.PRIORITY} allowed")
     soft = resource.getrlimit(resource.RLIMIT_RTPRIO)[0]
-    if os.geteuid() == 0 or soft >= 99 or soft == resource.RLIM_INFINITY:
-        return Finding(name="rtprio", verdict=OK, text="99 allowed")
     return Finding(
         name="rtprio",
         verdict=missing,
-        text=f"{soft} allowed; libfranka's control thread takes 99",
-        help=f"as root add `@realtime - rtprio 99` to {_LIMITS}, put the user into the group realtime, log in again",
+        text=f"{soft} allowed; libfranka's control thread takes {scheduling.PRIORITY}",
+        help=_ALLOW,
+    )
+
+
+def _priority(priority: int) -> Finding:
+    if scheduling.permitted(priority):
+        return Finding(name="priority", verdict=OK, text=f"{priority} allowed")
+    return Finding(
+        name="priority",
+        verdict=FAILED,
+        text=f"no permission for realtime_priority={priority} of the control loop",
+        help=f"{_ALLOW}; or set realtime_priority=0",
     )
 
 

@@ -16,6 +16,8 @@ _ALPHA_RAD = tuple(0.5 * np.pi * sign for sign in (0, -1, 1, 1, -1, 1, 1))
 # Hand on the flange: in the data sheet 0.107 m and -45 deg. These are the simulated scenes' (robosuite's Panda), which
 # the policies were trained with; 0.5 mm and 0.03 deg off.
 _HAND_M, _HAND_RAD = 0.1065, 2.0 * np.arctan2(-0.38291098, 0.92378524)
+_FLANGE = np.eye(4)  # in the frame of joint 7
+_FLANGE[2, 3] = 0.107
 _GRASP_M = 0.0974  # from the hand's mount to between the pads
 
 
@@ -40,6 +42,17 @@ def grasp_pose(q_rad: Floats) -> tuple[Floats, Floats]:
 def grasp_point(q_rad: Floats) -> Floats:
     """Return the grasp point (..., 3) for positions (..., 7)."""
     return grasp_pose(q_rad)[0]
+
+
+def tool_motion(q_rad: Floats, dq_rad_s: Floats, on_flange: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return pose (4, 4), velocity m/s and angular velocity rad/s (3,) of a frame on the flange, base axes.
+
+    `on_flange` is its pose (4, 4) there: libfranka's F_T_EE for the hand.
+    """
+    poses = frames(q_rad)[:ARM_JOINTS]
+    pose = poses[-1] @ _FLANGE @ on_flange
+    axes, arms = poses[:, :3, 2], pose[:3, 3] - poses[:, :3, 3]
+    return pose, dq_rad_s @ np.cross(axes, arms), dq_rad_s @ axes
 
 
 def jacobian(q_rad: Floats) -> Floats:

@@ -6,6 +6,7 @@ q         the same as s                     c  confirm after a user stop
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -81,4 +82,5 @@ class OperatorKeys:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(1.0)
-            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._before)
+            with contextlib.suppress(termios.error):  # the terminal has gone
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._before)

@@ -25,6 +25,7 @@ import numpy as np
 
 from deploy.cameras.reader import CameraFault, CameraReader, CameraSettings, Frame
 from deploy.drivers.base import ARM_JOINTS, Floats
+from deploy.policy_latency import PolicyRate, check_rate
 from deploy.policy_log import Rows
 from deploy.realtime.clock import die_with_parent
 from deploy.realtime.machine import IN_CONTROL
@@ -46,13 +47,23 @@ from deploy.servo_model import servo_path
 from deploy.task_interface import Command, Measured, TaskInterface
 from toto_robot.run_folder import write_json
 
+__all__ = [
+    "InferenceConfig",
+    "InferenceProcess",
+    "PolicyLoop",
+    "PolicyRate",
+    "Waiting",
+    "check_rate",
+    "measure",
+    "run_inference",
+]
+
 _STATE_STALE_S = 0.3
 _POLL_S = 0.002
 _REST_S = 5.0  # for the ramp at the end of an episode
+_QUIT_S = 3.0
 _MEASURED_STEPS = 30
 _FOLLOWING = (Machine.IDLE, Machine.RUNNING, Machine.HOLDING)
-# A policy that needs more of its period than this falls behind with the first disturbance.
-RATE_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,25 +79,6 @@ class InferenceConfig:
     device: str = "cpu"
     threads: int = 1
     surprise: str = "off"  # or log, or hold: make no plan while the pictures are a surprise (deploy/surprise.py)
-
-
-class PolicyRate(ValueError):
-    """The encoder cannot hold the bundle's control rate on this machine."""
-
-
-def check_rate(measured: Mapping[str, float], rate_hz: float) -> None:
-    """Raise PolicyRate, with numbers, if even the fastest tenth of steps takes longer than RATE_SHARE of the period.
-
-    The fastest, because other work on the machine makes any step slow for a while, and a slow one is bridged.
-    """
-    period_ms = 1e3 / rate_hz
-    if measured["p10_ms"] > RATE_SHARE * period_ms:
-        raise PolicyRate(
-            f"the bundle wants {rate_hz:g} Hz, a period of {period_ms:.1f} ms; one step of its policy takes "
-            f"{measured['p10_ms']:.1f} ms at best (p50 {measured['p50_ms']:.1f}, p99 "
-            f"{measured['p99_ms']:.1f} ms), more than "
-            f"{RATE_SHARE:.0%} of it. Use device=cuda, a smaller encoder, or train with a lower control rate"
-        )
 
 
 class InferenceProcess:
@@ -110,7 +102,7 @@ class InferenceProcess:
         """Say whether the process runs."""
         return self.process is not None and self.process.is_alive()
 
-    def wait_ready(self, timeout_s: float = 120.0) -> dict[str, float]:
+    def wait_ready(self, timeout_s: float = 300.0) -> dict[str, float]:
         """Wait until the policy is loaded and has been timed; RuntimeError if it fails to."""
         from toto_robot.run_folder import read_json
 
@@ -124,16 +116,31 @@ class InferenceProcess:
 
     def __exit__(self, *error: Any) -> None:
         assert self.process is not None
-        self.process.terminate()
-        self.process.join(3.0)
+        if (self._folder / READY_FILE).exists():  # before that nobody listens, and nothing is to be written
+            self._ask_to_quit()
+            self.process.join(_QUIT_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
 
+    def _ask_to_quit(self) -> None:
+        with Mailbox(self._folder / EPISODE_FILE, EPISODE) as episodes:
+            _, episode = episodes.newest()
+            episode["running"], episode["quit"] = False, True
+            episodes.put(episode)
+
 
 def run_inference(config: InferenceConfig, folder: Path, parent: int) -> None:
-    """Load the bundle, time it, then follow the EPISODE mailbox until it says quit."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process with the terminal, which stops the arm
+    """Load the bundle, time it, then follow the EPISODE mailbox until it says quit, or its parent is dead."""
+
+    def leave_it_to_the_parent(*_: Any) -> None:
+        if os.getppid() != parent:
+            raise SystemExit(1)
+
+    # A terminal's Ctrl-C and hang-up, or a kill of the whole group, reach every process of a run. The one with the
+    # terminal stops the arm and then ends this one: a policy that died first would leave the arm without a plan.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, leave_it_to_the_parent)
     die_with_parent(parent)
     import torch
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from deploy.camera_check import check_camera
 from deploy.drivers import versions
 from deploy.drivers.base import ARM_JOINTS, DriverError, Mode, RobotDriver
-from deploy.drivers.connect import DEFAULT, REALTIME, make_driver
+from deploy.drivers.connect import DEFAULT, REALTIME, check_driver, make_driver
 from deploy.host_checks import FAILED, OK, WARNING, Finding, check_host
 from deploy.link_check import judge_link, measure_link
-from deploy.realtime.limits import FR3_BEFORE_5_9, Margins, limits_of
+from deploy.policy_latency import check_policy
+from deploy.realtime.limits import Margins, limits_for
 from toto_robot.run_folder import write_json
 
-_CAMERA_FRAMES = 30
-_RATE_SHARE = 0.8  # of a period that a step of the policy may usually take
-_ROBOTS = ("emulator", *DEFAULT)
+_ROBOTS = ("emulator", "twin", *DEFAULT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +34,16 @@ class PreflightConfig:
 
     # Nothing to continue: every run looks anew.
     MAY_CHANGE = (
-        *("robot", "address", "driver", "emulated", "realtime", "seconds", "hold", "cameras", "policy", "device"),
+        *("robot", "address", "driver", "emulated", "realtime", "realtime_priority", "seconds", "hold", "cameras"),
+        *("policy", "device"),
     )
 
-    robot: str = "emulator"  # emulator, fr3 (Franka Research 3) or fer (Panda)
+    robot: str = "emulator"  # emulator, twin (MuJoCo in this program), fr3 (Franka Research 3) or fer (Panda)
     address: str | None = None  # of a real arm; the emulator takes a free loopback address
-    driver: str | None = None  # franky, pylibfranka or panda; null is the arm's default
-    emulated: str = "fr3"  # the arm that robot=emulator is
+    driver: str | None = None  # franky, pylibfranka, panda or twin; null is the arm's default
+    emulated: str = "fr3"  # the arm that robot=emulator or twin is
     realtime: str = "ignore"  # or enforce: a kernel without real time is a failure
+    realtime_priority: int = 0  # SCHED_FIFO that the control loop will ask for, 1 to 98; 0 is none
     seconds: float = 10.0  # of the communication test
     hold: bool = False  # let the tracker hold the arm still meanwhile; nobody within its reach!
     cameras: tuple[str, ...] = ()  # of a real arm, such as [front=opencv:0,wrist=realsense:<serial>]
@@ -58,15 +59,25 @@ class PreflightConfig:
             raise ValueError(f"realtime must be one of {', '.join(REALTIME)}, got {self.realtime!r}")
         if not 0.1 <= self.seconds <= 3600.0:
             raise ValueError(f"seconds must be 0.1 to 3600, got {self.seconds}")
-        if self.robot != "emulator" and not self.address:
+        if not 0 <= self.realtime_priority < 99:
+            raise ValueError(f"realtime_priority must be 0 to 98, got {self.realtime_priority}")
+        if self.robot not in ("emulator", "twin") and not self.address:
             raise ValueError(f"robot={self.robot} needs address=<the robot's address>, such as address=172.16.0.2")
+        check_driver(self.driver_name, self.arm)
+        if (self.driver_name == "twin") != (self.robot == "twin"):
+            raise ValueError(f"driver twin and robot=twin go together, got {self.driver_name} for robot={self.robot}")
         if any("=" not in camera for camera in self.cameras):
             raise ValueError(f"cameras are name=source, such as [front=opencv:0], got {list(self.cameras)}")
 
     @property
     def arm(self) -> str:
         """Whose limits and protocol."""
-        return self.emulated if self.robot == "emulator" else self.robot
+        return self.emulated if self.robot in ("emulator", "twin") else self.robot
+
+    @property
+    def driver_name(self) -> str:
+        """Which driver moves the arm."""
+        return self.driver or ("twin" if self.robot == "twin" else DEFAULT[self.arm])
 
 
 def deploy_check(config: PreflightConfig, run_dir: Path) -> int:
@@ -74,13 +85,13 @@ def deploy_check(config: PreflightConfig, run_dir: Path) -> int:
 
     Moves nothing unless hold=true. Writes preflight.json.
     """
-    findings = check_host(config.realtime == "enforce")
+    findings = check_host(config.realtime == "enforce", config.realtime_priority)
     details: dict[str, Any] = {}
     with _address(config) as address:
         findings += check_robot(config, address, details)
-    findings += [_camera(*camera.split("=", 1)) for camera in config.cameras]
+    findings += [check_camera(*camera.split("=", 1)) for camera in config.cameras]
     if config.policy is not None:
-        findings.append(_policy(Path(config.policy), config.device))
+        findings.append(check_policy(Path(config.policy), config.device))
     print_table(findings)
     for name, count in details.get("link", {}).get("histogram", {}).items():
         print(f"  {name:>10}  {count}")
@@ -102,12 +113,18 @@ class NotReady(RuntimeError):
     """Something that a deployment needs is missing; the message says what."""
 
 
-def require_ready(config: PreflightConfig, address: str) -> None:
-    """Look at computer, versions, arm and link before a deployment; NotReady names what failed, with what to do.
+def require_host(config: PreflightConfig) -> None:
+    """Look at the computer before anything is contacted; NotReady names what failed, with what to do."""
+    _require(check_host(config.realtime == "enforce", config.realtime_priority))
 
-    Prints what is not in order, and nothing else. Moves nothing.
-    """
-    findings = check_host(config.realtime == "enforce") + check_robot(config, address, {})
+
+def require_robot(config: PreflightConfig, address: str) -> None:
+    """Look at versions, arm and link before a deployment; NotReady names what failed. Moves nothing."""
+    _require(check_robot(config, address, {}))
+
+
+def _require(findings: list[Finding]) -> None:
+    """Print what is not in order, and nothing else; NotReady if something failed."""
     wrong = [finding for finding in findings if finding.verdict != OK]
     if wrong:
         print_table(wrong)
@@ -118,14 +135,16 @@ def require_ready(config: PreflightConfig, address: str) -> None:
 
 def check_robot(config: PreflightConfig, address: str, details: dict[str, Any]) -> list[Finding]:
     """Return the findings about versions, connection, state and link; `details` takes the link's figures."""
-    name = config.driver or DEFAULT[config.arm]
-    found = [_client(name), _server(name, address)]
+    name = config.driver_name
+    found = [] if name == "twin" else [_client(name), _server(name, config.arm, address)]
     if any(finding.verdict == FAILED for finding in found):
         return found
     driver = make_driver(name, robot=config.arm, address=address, realtime=config.realtime)
     try:
         with driver:
             found += [*_state(driver, config.arm), _gripper(driver)]
+            if name == "twin":  # no link: it is this process
+                return found
             may_hold = config.hold and driver.state().mode is Mode.IDLE
             link = measure_link(driver, config.seconds, may_hold)
             details["link"] = link.report()
@@ -148,7 +167,7 @@ def print_table(findings: list[Finding]) -> None:
 @contextlib.contextmanager
 def _address(config: PreflightConfig) -> Iterator[str]:
     if config.robot != "emulator":
-        yield str(config.address)
+        yield config.address or ""
         return
     from deploy.emulator.client import Emulator
 
@@ -165,11 +184,11 @@ def _client(name: str) -> Finding:
     return Finding(
         name="client",
         verdict=OK,
-        text=f"{versions.DISTRIBUTIONS[name]} {version}, speaks version {versions.SPEAKS[name]}",
+        text=f"{versions.DISTRIBUTIONS[name]} {version}, speaks version {versions.speaks(name)}",
     )
 
 
-def _server(name: str, address: str) -> Finding:
+def _server(name: str, arm: str, address: str) -> Finding:
     server = versions.ask_version(address)
     if server is None:
         return Finding(
@@ -179,20 +198,24 @@ def _server(name: str, address: str) -> Finding:
             help="robot on, brakes open and FCI activated in Desk, cable in the control cabinet, this computer's "
             "address in the same network, no other client connected",
         )
-    speaks = versions.SPEAKS[name]
+    speaks = versions.speaks(name)
     if server != speaks:
         return Finding(
             name="server", verdict=FAILED, text=f"speaks version {server}, not {speaks}", help=versions.advice(server)
         )
-    return Finding(name="server", verdict=OK, text=f"speaks version {server} ({versions.INTERFACES[server].system})")
+    try:
+        limits = limits_for(arm, server)
+    except ValueError as error:
+        return Finding(name="server", verdict=FAILED, text=str(error), help="set robot to the arm that stands there")
+    system = versions.INTERFACES[server].system
+    return Finding(name="server", verdict=OK, text=f"speaks version {server} ({system}); limits {limits.name}")
 
 
 def _state(driver: RobotDriver, arm: str) -> list[Finding]:
     state = driver.state()
     ready = state.mode in (Mode.IDLE, Mode.MOVE)
     errors = f", errors: {', '.join(state.errors)}" if state.errors else ""
-    limits = FR3_BEFORE_5_9 if arm == "fr3" and driver.server_version() < 10 else limits_of(arm)
-    kept = limits.tightened(Margins())
+    kept = limits_for(arm, driver.server_version()).tightened(Margins())
     room = np.minimum(state.q_rad - kept.low_rad, kept.high_rad - state.q_rad)
     joint = int(np.argmin(room))
     verdict = OK if room[joint] > 0.1 else WARNING if room[joint] > 0.0 else FAILED
@@ -227,45 +250,3 @@ def _gripper(driver: RobotDriver) -> Finding:
             help="run homing in Desk: the hand forgets its range when it loses power",
         )
     return Finding(name="gripper", verdict=OK, text=f"{state.width_m:.3f} of {state.max_width_m:.3f} m open")
-
-
-def _camera(name: str, source: str) -> Finding:
-    from deploy.cameras.capture import CameraError, CaptureSettings, make_source
-
-    settings = CaptureSettings(name=name, source=source)
-    device = make_source(settings)
-    try:
-        device.open()
-        frames = [device.read() for _ in range(_CAMERA_FRAMES)]
-        age_ms = 1e3 * (time.monotonic() - frames[-1][0])
-    except CameraError as error:
-        return Finding(name=f"camera {name}", verdict=FAILED, text=str(error))
-    finally:
-        device.close()
-    rate_hz = (len(frames) - 1) / max(frames[-1][0] - frames[0][0], 1e-6)
-    height, width = frames[-1][1].shape[:2]
-    slow, black = rate_hz < 0.8 * settings.rate_hz, int(frames[-1][1].max()) < 10
-    return Finding(
-        name=f"camera {name}",
-        verdict=FAILED if black else WARNING if slow else OK,
-        text=f"{width}x{height} at {rate_hz:.0f} Hz, {age_ms:.0f} ms old{', black' if black else ''}",
-        help="lens cap, exposure, light; USB 3 port without a hub, one process a device",
-    )
-
-
-def _policy(bundle: Path, device: str) -> Finding:
-    from deploy.policy_latency import policy_latency
-
-    try:
-        found = policy_latency(bundle, device)
-    except RuntimeError as error:
-        return Finding(name="policy", verdict=FAILED, text=f"{bundle} does not run here: {error}")
-    period_ms = 1e3 / found["rate_hz"]
-    late = found["p50_ms"] > _RATE_SHARE * period_ms
-    near = found["p99_ms"] > _RATE_SHARE * period_ms
-    return Finding(
-        name="policy",
-        verdict=FAILED if late else WARNING if near else OK,
-        text=f"{found['p50_ms']:.1f} ms a step (p99 {found['p99_ms']:.1f}) of a period of {period_ms:.0f} ms",
-        help="device=cuda, a smaller encoder, or a lower control rate; nothing else on this computer",
-    )

@@ -41,6 +41,7 @@ from deploy.realtime.records import (
 from toto_robot.run_folder import write_text
 
 _POLL_S = 0.02
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ERROR_FILE = "control_error"  # why the control process refused or ended
 _REST_S = 15.0  # for a ramp and the end of a motion
 _QUIT_S = 5.0
@@ -219,8 +220,9 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Ctrl-C twice must not cut the ramp short.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _is_main_thread() else None
+        # Ctrl-C twice, or a hang-up after a kill, must not cut the ramp short.
+        main = _is_main_thread()
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING_SIGNALS} if main else {}
         try:
             self._tell(stop=True, quit=True)
             if self.control is not None:
@@ -233,8 +235,8 @@ class Session:
             if self.inference.process is not None:
                 self.inference.__exit__()
         finally:
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _is_main_thread() -> bool:

@@ -9,6 +9,7 @@ have two words (`data info`, file `configs/data-info.yaml`), and its schema may 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -22,7 +23,7 @@ import sys
 import textwrap
 import traceback
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,12 @@ class UsageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One line of the table: where the function is, what it does, and command lines that show it."""
+    """One line of the table: where the function is, what it does, command lines that show it, options of its own."""
 
     target: str  # "module:function"
     summary: str
     examples: tuple[str, ...] = ()
+    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)  # option -> the override that it means
 
 
 COMMANDS: dict[str, Command] = {
@@ -165,8 +167,10 @@ COMMANDS: dict[str, Command] = {
         "run a policy bundle on a Franka arm, or on the emulator through the real client library",
         (
             "deploy policy=outputs/train-policy/default/bundle robot=emulator episodes=10",
-            "deploy policy=my_bundle robot=fr3 address=172.16.0.2 cameras=[front=opencv:0,wrist=opencv:2] dry_run=true",
+            "deploy policy=my_bundle robot=twin",
+            "deploy policy=my_bundle robot=fr3 address=172.16.0.2 cameras=[front=opencv:0,wrist=opencv:2] --dry-run",
         ),
+        {"--dry-run": "dry_run=true"},
     ),
     "deploy check": Command(
         "deploy.preflight:deploy_check",
@@ -248,7 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> typing.NoReturn:
     try:
         code = _dispatch([argument for argument in arguments if argument != "--debug"])
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command continues from here", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal that was closed
+            print("\ninterrupted: the same command continues from here", file=sys.stderr)
         code = 130
     except UsageError as error:
         code = _fail(error, 2, debug)
@@ -281,11 +286,14 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{_did_you_mean(name, COMMANDS)}; commands: {', '.join(COMMANDS)}")
-    unknown = [word for word in rest if word.startswith("-") and word not in {*_FLAGS, "-h", "-m"}]
+    flags = COMMANDS[name].flags
+    known = [*_FLAGS, *flags]
+    unknown = [word for word in rest if word.startswith("-") and word not in {*known, "-h", "-m"}]
     if unknown:
         raise UsageError(
-            f"unknown option {unknown[0]!r}{_did_you_mean(unknown[0], _FLAGS)}; options: {', '.join(_FLAGS)}"
+            f"unknown option {unknown[0]!r}{_did_you_mean(unknown[0], known)}; options: {', '.join(known)}"
         )
+    rest = [flags.get(word, word) for word in rest]
     function, schema = _load(name)
     overrides = [word for word in rest if not word.startswith("-")]
     if "--help" in rest or "-h" in rest:
@@ -646,7 +654,8 @@ def _command_help(name: str, function: Callable[..., Any], schema: type) -> str:
         "",
         "options:",
     ]
-    lines += [f"  {flag:<14}{text}" for flag, text in _FLAGS.items()]
+    flags = {flag: f"the same as {override}" for flag, override in command.flags.items()}
+    lines += [f"  {flag:<14}{text}" for flag, text in {**_FLAGS, **flags}.items()]
     if command.examples:
         lines += ["", "examples:", *(f"  toto_robot {example}" for example in command.examples)]
     return "\n".join(lines)

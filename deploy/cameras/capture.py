@@ -123,7 +123,8 @@ class CaptureProcess:
 
 def _main(settings: CaptureSettings, path: Path, parent: int) -> None:
     asked = []
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the process that started this one
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's Ctrl-C and hang-up are for the process that started it
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
     with contextlib.suppress(KeyboardInterrupt):
         capture(settings, path, lambda: bool(asked) or os.getppid() != parent)

@@ -8,6 +8,7 @@ the arm moved is a fault: acting on it would be acting blind.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from deploy.drivers.base import Floats
 from deploy.realtime.mailbox import Mailbox
 from deploy.realtime.records import frame_dtype
 
+_POLL_S = 0.02
 _BLACK_MEAN, _BLACK_MAX = 4.0, 24  # of 255: what a covered lens or a dead sensor gives, noise included
 
 
@@ -79,6 +81,24 @@ class CameraReader:
     def close(self) -> None:
         """Let go of the mailbox."""
         self._box.close()
+
+
+def wait_for_first(places: Mapping[str, tuple[Path, tuple[int, int]]], timeout_s: float) -> None:
+    """Wait until every camera's mailbox (name -> path, (height, width)) has a frame; CameraFault names those without.
+
+    One deadline for all.
+    """
+    boxes = {name: Mailbox(path, frame_dtype(*size)) for name, (path, size) in places.items()}
+    until_s = time.monotonic() + timeout_s
+    while silent := [name for name, box in boxes.items() if box.newest()[0] == 0]:
+        if time.monotonic() > until_s:
+            raise CameraFault(
+                f"no frame within {timeout_s:g} s from camera {', '.join(silent)}: is it connected, on a USB 3 port of "
+                "its own, and does no other process hold it? `toto_robot deploy check cameras=[<name>=<source>]` looks"
+            )
+        time.sleep(_POLL_S)
+    for box in boxes.values():
+        box.close()
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

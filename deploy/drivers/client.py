@@ -32,7 +32,7 @@ from deploy.drivers.base import (
 from deploy.drivers.gripper import Hand, WorkerGripper
 from deploy.drivers.impedance import DAMPING, RAMP_HZ, STIFFNESS, gains, ramp
 from deploy.drivers.library_state import convert, flags, mode_of
-from deploy.realtime.limits import limits_of
+from deploy.realtime.limits import limits_for, limits_of
 
 _AT_REST_RAD_S = 0.01
 _SETTLE_S = 1.0
@@ -124,6 +124,7 @@ class ClientDriver:
             except Exception as error:  # libraries raise their own types, RuntimeError, or bare Poco exceptions
                 raise self._why_not_connected(error) from error
         self._pending, self._running = None, False
+        self._limits = limits_for(self.robot, self.server_version())
         self.state()
 
     def state(self) -> RobotState:
@@ -218,8 +219,8 @@ class ClientDriver:
         return self._gripper
 
     def server_version(self) -> int:
-        """Return the version that library and robot have in common."""
-        return versions.SPEAKS[self.name]
+        """Return the version that library and robot have in common: libfranka connects to no other."""
+        return versions.speaks(self.name)
 
     def close(self) -> None:
         """Stop, let go of arm and hand."""
@@ -248,7 +249,7 @@ class ClientDriver:
             ) from error
 
     def _why_not_connected(self, error: Exception) -> DriverError:
-        speaks, server = versions.SPEAKS[self.name], versions.ask_until_free(self.address)
+        speaks, server = versions.speaks(self.name), versions.ask_until_free(self.address)
         if server is None:
             return Unreachable(
                 f"no robot answers at {self.address}:{versions.PORT}: is it on, FCI activated in Desk, no other client "
@@ -278,9 +279,13 @@ class ClientDriver:
         try:
             return self._read()
         except Exception as error:  # franky lets a bare Poco exception through
-            dead, self._running, self._motion, self._arm = self._arm, False, None, None
-            self._abandon(dead)
-            raise ConnectionLost(f"the connection to {self.address} is dead ({error}): connect() anew") from error
+            raise self._give_up(error) from error
+
+    def _give_up(self, reason: Exception) -> ConnectionLost:
+        """Let go of a connection that is dead."""
+        dead, self._running, self._motion, self._arm = self._arm, False, None, None
+        self._abandon(dead)
+        return ConnectionLost(f"the connection to {self.address} is dead ({reason}): connect() anew")
 
     def _state(self) -> RobotState:
         return convert(self._raw())
@@ -293,7 +298,13 @@ class ClientDriver:
             self._let_go()
         except Exception as error:  # asynchronous errors come out here
             cause = error
-        self._pending = self._why_ended(cause)
+        why = self._why_ended(cause)
+        if cause is not None and isinstance(why, CommandRefused) and self._arm is not None:
+            # The library says that it failed, the robot that nothing has happened: what failed is what lies between
+            # them. A robot that was silent for longer than the library's second answers again, and yet the two are
+            # out of step.
+            why = self._give_up(cause)
+        self._pending = why
 
     def _why_ended(self, cause: Exception | None) -> DriverError:
         try:

@@ -13,6 +13,8 @@ from deploy.realtime.limits import JointLimits
 STIFFNESS = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)
 DAMPING = (50.0, 50.0, 50.0, 50.0, 30.0, 25.0, 15.0)
 
+CONTROLS = ("joint_impedance", "cartesian_impedance")  # what franky's trackers can be: deploy/drivers/franky.py
+
 RAMP_HZ = 200.0
 _SHARE = 0.4  # of the limits of acceleration and jerk
 

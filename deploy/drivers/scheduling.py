@@ -26,6 +26,16 @@ def current() -> tuple[int, int]:
     return os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
 
 
+def permitted(priority: int) -> bool:
+    """Say whether a thread of this process may take SCHED_FIFO at a priority, by trying it for an instant."""
+    with unchanged():
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        except PermissionError:
+            return False
+    return True
+
+
 @contextlib.contextmanager
 def unchanged() -> Iterator[None]:
     """Give this thread back the scheduling it came with, whatever a library does to it inside."""

@@ -80,6 +80,7 @@ class TwinDriver:
         self._pending: DriverError | None = None
         self._thread: threading.Thread | None = None
         self._version = 10 if robot == "fr3" else 5
+        self._ticks, self._ticks_before = 0, 0
         self.reset(seed)
 
     # --- the protocol -------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class TwinDriver:
             plant = self._plant
             return RobotState(
                 time_s=time.monotonic(),
-                robot_time_s=self._ticks * DT_S,
+                robot_time_s=(self._ticks_before + self._ticks) * DT_S,
                 q_rad=plant.q_rad.copy(),
                 dq_rad_s=plant.dq_rad_s.copy(),
                 q_desired_rad=self._target[0].copy() if self._moving else plant.q_rad.copy(),
@@ -200,6 +201,7 @@ class TwinDriver:
             self._pending = None
             self._torque, self._external = np.zeros(7), np.zeros(7)
             self._target = self._plant.q_rad.copy(), np.zeros(7)
+            self._ticks_before += self._ticks  # the robot's clock goes on
             self._ticks = 0
 
     def advance(self, duration_s: float) -> None:
@@ -222,6 +224,18 @@ class TwinDriver:
     def success(self) -> bool:
         """Say whether the task was done since the last reset."""
         return self._plant.success_s is not None
+
+    def scene(self) -> dict[str, Any]:
+        """Return what a simulator knows: `qpos`, `success`, `success_s`, `failed`, `since_reset_s`; one instant's."""
+        with self._lock:
+            plant = self._plant
+            return {
+                "qpos": plant.data.qpos.copy(),
+                "success": plant.success_s is not None,
+                "success_s": plant.success_s,
+                "failed": plant.failed,
+                "since_reset_s": self._ticks * DT_S,
+            }
 
     def reflex(self, error: str) -> None:
         """End the motion as the robot does when it protects itself; `error` is libfranka's name."""

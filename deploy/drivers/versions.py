@@ -6,6 +6,7 @@ The versions of client and robot must be equal. The table is the compatibility m
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import time
@@ -17,7 +18,7 @@ _CONNECT = struct.Struct("<IIIHH")  # command 0, command id, size; version, UDP 
 _ANSWER = struct.Struct("<IIIBH")  # the same header; status, version
 _NO_VERSION = 0  # nobody speaks it: the robot answers with its own and starts no session
 _PANDA_BUILDS = "https://github.com/JeanElsner/panda-py/releases"
-_FRANKY_BUILDS = "https://github.com/TimSchneider42/franky/releases"
+_FRANKY_BUILDS = "https://timschneider42.github.io/franky/whl/by-robot-server-version"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,18 @@ INTERFACES: dict[int, Interface] = {
         },
     ),
 }
+# The first libfranka that speaks a version (docs/compatibility_matrix.rst).
+_SINCE = {
+    3: (0, 7, 1),
+    4: (0, 8, 0),
+    5: (0, 9, 1),
+    6: (0, 10, 0),
+    7: (0, 13, 3),
+    8: (0, 14, 1),
+    9: (0, 15, 0),
+    10: (0, 18, 0),
+}
+_LIBFRANKA = re.compile(r"libfranka[^/]*\.so\.(\d+)\.(\d+)\.(\d+)$")
 # Wheels of the package index; each project publishes builds with other versions of libfranka beside them.
 SPEAKS = {"franky": 10, "pylibfranka": 10, "panda": 5}
 DISTRIBUTIONS = {"franky": "franky-control", "pylibfranka": "pylibfranka", "panda": "panda-python"}
@@ -59,6 +72,26 @@ def installed(driver: str) -> str | None:
         return metadata.version(DISTRIBUTIONS[driver])
     except metadata.PackageNotFoundError:
         return None
+
+
+def speaks(driver: str) -> int:
+    """Return the version that a driver's installed package speaks, by the libfranka inside it.
+
+    That of the package index where it is not installed, or does not show its libfranka.
+    """
+    library = libfranka(driver)
+    spoken = [version for version, first in _SINCE.items() if library is not None and library >= first]
+    return max(spoken, default=SPEAKS[driver])
+
+
+def libfranka(driver: str) -> tuple[int, int, int] | None:
+    """Return the version of the libfranka in a driver's installed package, by its file name; None if none shows."""
+    try:
+        files = metadata.files(DISTRIBUTIONS[driver]) or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = [match for file in files if (match := _LIBFRANKA.search(str(file)))]
+    return (int(found[0][1]), int(found[0][2]), int(found[0][3])) if found else None
 
 
 def install_command(driver: str) -> str:
@@ -75,7 +108,8 @@ def advice(server: int) -> str:
         options = " or ".join(f"`{command}` (driver={name})" for name, command in interface.packages.items())
         return f"that is {interface.system}: {options}"
     return (
-        f"that is {interface.system}: install a build with libfranka {interface.libfranka} from {_FRANKY_BUILDS} "
+        f"that is {interface.system}: install a build with libfranka {interface.libfranka}: `pip install --pre "
+        f"franky-control --extra-index-url {_FRANKY_BUILDS}/{server}/` "
         f"(driver=franky) or {_PANDA_BUILDS} (driver=panda), or update the robot's system"
     )
 

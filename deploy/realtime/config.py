@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.realtime.gripper import GripperSettings
-from deploy.realtime.limits import Margins, limits_of
+from deploy.realtime.limits import Margins, limits_for
 from deploy.realtime.machine import MachineSettings
 from deploy.realtime.safety import Box, GraspPoint, SafetyLimits
 
@@ -18,7 +18,7 @@ class ControlConfig:
     """Everything the control process needs to know."""
 
     driver: str = "franky"  # franky, pylibfranka, panda, twin
-    robot: str = "fr3"  # whose limits hold: fer, fr3, fr3_before_5_9
+    robot: str = "fr3"  # whose limits hold: fer, or fr3 (which of its two sets, its interface version says)
     address: str = ""
     realtime: str = "ignore"  # or enforce: refuse a kernel without real-time
     driver_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -40,10 +40,10 @@ class ControlConfig:
         if not 0 <= self.realtime_priority < 99:
             raise ValueError(f"realtime_priority: expected 0 to 98, got {self.realtime_priority}")
 
-    def safety(self, grasp_point: GraspPoint | None) -> SafetyLimits:
-        """Return what the safety filter keeps."""
+    def safety(self, grasp_point: GraspPoint | None, server_version: int) -> SafetyLimits:
+        """Return what the safety filter keeps, on a robot that answers with this interface version."""
         return SafetyLimits(
-            robot=limits_of(self.robot),
+            robot=limits_for(self.robot, server_version),
             margins=self.margins,
             step_rad=self.step_rad,
             max_age_s=self.machine.stale_s,

@@ -26,10 +26,10 @@ class Margins:
     """How much of the robot's limits is used."""
 
     position_rad: float = 0.05  # distance kept from both ends of each joint
-    velocity: float = 0.8  # share of the limit
-    acceleration: float = 0.8
+    velocity: float = 0.8  # share of the robot's limit
+    acceleration: float = 0.8  # share of the robot's limit
     # At 200 Hz the robot's own jerk limit lets the acceleration jump from one limit to the other within one tick.
-    jerk: float = 0.2
+    jerk: float = 0.2  # share of the robot's limit
 
     def __post_init__(self) -> None:
         """Refuse margins that leave nothing or more than the robot has."""
@@ -175,3 +175,22 @@ def limits_of(name: str) -> JointLimits:
     if name not in LIMITS:
         raise ValueError(f"no limits for robot {name!r}; known: {', '.join(LIMITS)}")
     return LIMITS[name]
+
+
+_FR3_SINCE, _FR3_WIDE_SINCE, _NEWEST = 6, 10, 10  # interface versions: the first FR3, system 5.9, the newest known
+
+
+def limits_for(robot: str, server_version: int) -> JointLimits:
+    """Return the limits of an arm by name and by the interface version that it answers with.
+
+    An FR3 has others before system 5.9 (version 10). ValueError for a version that this arm does not speak: it is
+    another arm, or one whose limits nobody has entered here.
+    """
+    if robot == "fr3" and not _FR3_SINCE <= server_version <= _NEWEST:
+        raise ValueError(
+            f"robot=fr3 speaks versions {_FR3_SINCE} to {_NEWEST}, the robot answers {server_version}: "
+            f"{'that is a Panda, robot=fer' if server_version < _FR3_SINCE else 'its limits are not known here'}"
+        )
+    if robot == "fer" and server_version >= _FR3_SINCE:
+        raise ValueError(f"robot=fer speaks versions below {_FR3_SINCE}, the robot answers {server_version}: robot=fr3")
+    return FR3_BEFORE_5_9 if robot == "fr3" and server_version < _FR3_WIDE_SINCE else limits_of(robot)

@@ -47,7 +47,7 @@ class Controller:
         self, config: ControlConfig, folder: Path, driver: RobotDriver, grasp_point: GraspPoint | None
     ) -> None:
         self.config, self.driver = config, driver
-        self.limits = config.safety(grasp_point)
+        self.limits = config.safety(grasp_point, driver.server_version())
         self.machine = StateMachine(config.machine)
         self.follower = ChunkFollower(config.blend_s)
         self.quit = False  # set by signal handlers
@@ -60,6 +60,8 @@ class Controller:
         self._published = np.zeros((), STATE)
         self._chunk_sequence = 0
         self._policy_stop = False
+        self._asked = False  # a person, the policy or the end of the process asks for a stop or a hold
+        self._starving = False  # a motion ended for want of a fresh plan
         self._active = self.limits  # widened where a motion starts outside the margins
         self._command = Motion(np.zeros(7), np.zeros(7), np.zeros(7))
         self._robot_s, self._credit_s = 0.0, 0.0  # the robot's clock, and how much of it commands have not used yet
@@ -93,6 +95,7 @@ class Controller:
         operator = self._boxes["operator"].newest()[1]
         self._take_chunk(now_s)
         self.quit |= bool(operator["quit"])
+        self._asked = bool(operator["stop"]) or bool(operator["hold"]) or self.quit or self._policy_stop
         done = self.machine.step(
             Seen(
                 now_s=now_s,
@@ -234,12 +237,23 @@ class Controller:
             record[name] = published[source]
         record["machine"], record["guards"] = self.machine.state, guards
         record["chunk_made_s"], record["chunk_capture_s"] = self.follower.made_s, self.follower.capture_s
-        record["starved"] = self.machine.state in (Machine.RUNNING, Machine.HOLDING) and (wish is None or wish.starved)
+        running = self.machine.state is Machine.RUNNING
+        record["plan_ended"] = running and (wish is None or wish.starved)
+        record["starved"] = record["plan_ended"] or self._starves()
         record["raw_q_rad"] = wish.q_rad if wish else np.nan
         record["raw_dq_rad_s"] = wish.dq_rad_s if wish else np.nan
         record["gripper_raw"] = wish.gripper if wish else np.nan
         record["command_ddq_rad_s2"] = self._command.ddq_rad_s2
         log.keep()
+
+    def _starves(self) -> bool:
+        """Say whether the arm brakes, holds or has stopped for want of a fresh plan, nobody having asked for that."""
+        state = self.machine.state
+        if self._asked or state is Machine.RUNNING:
+            self._starving = False
+        elif state is Machine.HOLDING:  # a stop that nobody asked for comes out of this one
+            self._starving = True
+        return self._starving and state in (*IN_CONTROL, Machine.IDLE)
 
     def _attach_gripper(self) -> None:
         hand = self.driver.gripper()

@@ -122,7 +122,8 @@ TICK = np.dtype(
         ("chunk_sequence", "<u8"),
         ("chunk_made_s", "<f8"),
         ("chunk_capture_s", "<f8"),
-        ("starved", "?"),  # RUNNING or HOLDING, and no waypoint ahead
+        ("starved", "?"),  # no fresh plan is followed in a motion, nor after one that ended for want of it, unasked
+        ("plan_ended", "?"),  # RUNNING, and the newest plan has no waypoint ahead
         ("q_rad", "<f8", (ARM_JOINTS,)),
         ("dq_rad_s", "<f8", (ARM_JOINTS,)),
         ("tau_nm", "<f8", (ARM_JOINTS,)),

@@ -72,7 +72,7 @@ def read_ticks(path: Path) -> np.ndarray:
 def report_of(ticks: np.ndarray, period_s: float) -> dict[str, Any]:
     """Return the figures of a run: periods, guards, starvation, capture-to-command latency, time in each state."""
     start_s, machine = ticks["start_s"], ticks["machine"]
-    moving = (machine == Machine.RUNNING) | (machine == Machine.HOLDING)
+    due = (machine == Machine.RUNNING) | ticks["starved"]  # ticks in which the arm should follow a plan
     # The first tick that follows a chunk: from the capture of its newest frame to the target's hand-over.
     first = np.flatnonzero(np.diff(ticks["chunk_sequence"], prepend=0) != 0)
     first = first[(machine[first] == Machine.RUNNING) & (ticks["chunk_capture_s"][first] > 0)]
@@ -85,7 +85,9 @@ def report_of(ticks: np.ndarray, period_s: float) -> dict[str, Any]:
         "period_ms": _distribution(periods_ms),
         "period_histogram_ms": {"edges": [float(edge) for edge in edges[:-1]], "counts": counts.tolist()},
         "work_ms": _distribution((ticks["end_s"] - start_s) * 1e3),
-        "starved_share": float(ticks["starved"][moving].mean()) if moving.any() else None,
+        # Of the ticks in which a plan was due: without a fresh one, and those whose plan had run out altogether.
+        "starved_share": float(ticks["starved"][due].mean()) if due.any() else None,
+        "plan_ended_share": float(ticks["plan_ended"][due].mean()) if due.any() else None,
         "capture_to_command_ms": _distribution(latency_s * 1e3),
         "guards": {str(guard.name).lower(): int(((ticks["guards"] & guard) > 0).sum()) for guard in Guard},
         "seconds_in": {state.name.lower(): float((machine == state).sum() * period_s) for state in Machine},

@@ -54,6 +54,8 @@ def test_examples_in_the_table_compose():
         (["train-policy", "encoder=tottoo"], 2, "random_toto"),
         (["train-policy", "bc.stepz=1"], 2, "did you mean 'bc.steps'"),
         (["evaluate", "policy=nowhere"], 1, "nowhere"),
+        (["deploy", "--dry-rum", "policy=nowhere"], 2, "did you mean '--dry-run'"),
+        (["train-policy", "--dry-run"], 2, "unknown option '--dry-run'"),
     ],
 )
 def test_bad_input_gets_one_line_and_its_exit_code(arguments, code, words, capsys, tmp_path, monkeypatch):
@@ -63,6 +65,14 @@ def test_bad_input_gets_one_line_and_its_exit_code(arguments, code, words, capsy
     assert words in error
     assert len(error.strip().splitlines()) == 1
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("words", [["--dry-run", "policy=a"], ["policy=a", "--dry-run"], ["policy=a", "dry_run=true"]])
+def test_a_command_has_options_of_its_own(words, capsys):
+    assert exit_code("deploy", *words, "--config") == 0
+    assert "dry_run: true" in capsys.readouterr().out
+    assert exit_code("deploy", "policy=a", "--config") == 0
+    assert "dry_run: false" in capsys.readouterr().out
 
 
 def test_lists_need_no_brackets():

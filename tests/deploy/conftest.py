@@ -1,11 +1,28 @@
-"""What must every test of the robot side leave as it found it?"""
+"""What must every test of the robot side leave as it found it, and which policy do they share?"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that lifts the hand, whatever it sees."""
+    from cell import make_bundle
+
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def patient_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same at 5 Hz instead of 20: a busy machine holds that rate too."""
+    from deploy_run import changed
+
+    return changed(bundle, tmp_path_factory.mktemp("patient"), control_rate_hz=5.0)
 
 
 @pytest.fixture(autouse=True)

@@ -35,8 +35,8 @@ SETTINGS = MachineSettings(stale_s=0.2, stop_s=0.5, pause_s=0.05)
 
 
 def make_arm(config: ControlConfig) -> KinematicArm:
-    slowness = config.driver_settings.get("slowness", 1.0)
-    return KinematicArm(Path(config.driver_settings["folder"]), with_gripper=True, slowness=slowness)
+    told = dict(config.driver_settings)
+    return KinematicArm(Path(told.pop("folder")), with_gripper=True, **told)
 
 
 def settings(folder: Path, **changes: Any) -> ControlConfig:

@@ -38,8 +38,9 @@ class KinematicArm:
 
     name, robot = "kinematic", "fr3"
 
-    def __init__(self, folder: Path, *, with_gripper: bool = False, slowness: float = 1.0) -> None:
+    def __init__(self, folder: Path, *, with_gripper: bool = False, slowness: float = 1.0, version: int = 10) -> None:
         self.folder, self.q, self.dq, self._slowness = folder, START_RAD.copy(), np.zeros(7), slowness
+        self._version = version
         self.mode, self.moving, self.dead = Mode.IDLE, False, True
         self._hand = KinematicHand(self) if with_gripper else None
         (folder / "faults").mkdir(exist_ok=True)
@@ -113,7 +114,7 @@ class KinematicArm:
         return self._hand
 
     def server_version(self) -> int:
-        return 10
+        return self._version
 
     def close(self) -> None:
         if self.moving:

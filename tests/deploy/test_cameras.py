@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.cameras.capture import CaptureProcess, CaptureSettings, make_source
-from deploy.cameras.reader import CameraFault, CameraReader, CameraSettings, fit
+from deploy.cameras.reader import CameraFault, CameraReader, CameraSettings, fit, wait_for_first
 from deploy.realtime.mailbox import Mailbox
 from deploy.realtime.records import frame_dtype
 from toto_robot.data.video import write_mp4
@@ -46,6 +47,19 @@ def test_newest_frame_comes_at_the_bundles_size_with_its_capture_time(tmp_path):
     assert frame.image.shape == (16, 16, 3) and frame.number == 2
     assert before <= frame.capture_s <= time.monotonic()
     np.testing.assert_array_equal(frame.image, fit(picture(2), 16))
+
+
+def test_every_camera_is_waited_for_but_not_for_ever(tmp_path):
+    seen, blind = tmp_path / "seen", tmp_path / "blind"
+    box = Mailbox(seen, frame_dtype(24, 32), create=True)
+    Mailbox(blind, frame_dtype(24, 32), create=True)
+    places = {"front": (seen, (24, 32)), "wrist": (blind, (24, 32))}
+    timer = threading.Timer(0.1, box.put, [(1.0, 1, picture())])
+    timer.start()
+    wait_for_first({"front": places["front"]}, PATIENCE_S)
+    with pytest.raises(CameraFault, match=r"no frame within 0\.1 s from camera wrist:"):
+        wait_for_first(places, 0.1)
+    timer.join()
 
 
 def test_old_and_black_pictures_are_refused(tmp_path):

@@ -19,10 +19,9 @@ from kinematic_arm import events
 
 from deploy.realtime.clock import Ticker
 from deploy.realtime.controller import ControlConfig
-from deploy.realtime.records import (
-    TICK_FILE,
-    Machine,
-)
+from deploy.realtime.limits import FR3, FR3_BEFORE_5_9, JointLimits
+from deploy.realtime.loop import Controller
+from deploy.realtime.records import TICK_FILE, Machine, create_mailboxes
 from deploy.realtime.ticklog import read_ticks
 
 
@@ -81,6 +80,53 @@ def test_a_killed_policy_leaves_the_arm_holding_then_stopped_within_half_a_secon
     order = [Machine(int(machine)) for machine, _ in itertools.groupby(ticks["machine"])]
     assert order[-4:] == [Machine.RUNNING, Machine.HOLDING, Machine.STOPPING, Machine.IDLE]
     assert silent_s > 0
+
+
+def test_ticks_without_a_fresh_plan_are_starved_unless_a_hold_was_asked_for(start: Callable[..., Cell]) -> None:
+    cell = start()
+    cell.policy()
+    cell.reach(Machine.RUNNING)
+    cell.ask(hold=True)
+    cell.reach(Machine.HOLDING)
+    time.sleep(0.3)
+    cell.ask(hold=False)
+    cell.reach(Machine.RUNNING)
+    cell.silence()
+    cell.reach(Machine.HOLDING)
+    cell.reach(Machine.IDLE)  # in between it brakes, holds and stops: nobody has asked for that
+    time.sleep(0.3)
+    cell.ask(quit=True)
+    report = cell.end()
+    ticks = read_ticks(cell.log / TICK_FILE)
+    machine, starved = ticks["machine"], ticks["starved"]
+    held = np.flatnonzero(machine == Machine.HOLDING)
+    *before, last = np.split(held, np.flatnonzero(np.diff(held) > 1) + 1)
+    assert any(len(part) > 10 and not starved[part[1:-1]].any() for part in before), "one was asked for"
+    assert starved[last].all() and starved[machine == Machine.STOPPING].all()
+    assert starved[last[-1] : -5].all(), "the arm still waits for a plan"
+    due = starved | (machine == Machine.RUNNING)
+    assert report["starved_share"] == pytest.approx(starved[due].mean())
+    assert report["plan_ended_share"] == pytest.approx(ticks["plan_ended"][due].mean())
+    assert report["starved_share"] > report["plan_ended_share"] == 0.0  # the arm brakes long before a plan ends
+
+
+@pytest.mark.parametrize(
+    ("robot", "version", "limits"), [("fr3", 10, FR3), ("fr3", 9, FR3_BEFORE_5_9), ("fr3", 6, FR3_BEFORE_5_9)]
+)
+def test_the_robots_version_chooses_its_limits(
+    start: Callable[..., Cell], robot: str, version: int, limits: JointLimits
+) -> None:
+    cell = start(robot=robot, driver_settings={"version": version})
+    cell.ask(quit=True)
+    report = cell.end()
+    assert report["limits"] == f"{limits.name} with margins" and report["limits_source"] == limits.source
+
+
+def test_a_robot_that_answers_as_another_one_is_refused(tmp_path: Path) -> None:
+    create_mailboxes(tmp_path)
+    config = settings(tmp_path, robot="fr3", driver_settings={"version": 5})
+    with pytest.raises(ValueError, match="Panda, robot=fer"):
+        Controller(config, tmp_path, make_arm(config), None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -303,7 +349,7 @@ def test_refusals_come_before_any_motion() -> None:
         with pytest.raises(ValueError, match="expected"):
             ControlConfig(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="known: fer"):
-        ControlConfig(robot="ur5").safety(None)
+        ControlConfig(robot="ur5").safety(None, 10)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up its rights")

@@ -7,7 +7,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from deploy.kinematics import grasp_point, grasp_pose, jacobian
+from deploy.kinematics import grasp_point, grasp_pose, jacobian, tool_motion
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,22 @@ def test_pose_and_jacobian_are_mujocos(env):
         for ours, theirs in zip(grasp_pose(q), env.hand_pose(), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-7)
         np.testing.assert_allclose(jacobian(q), turned @ expected[:, :7], atol=1e-7)
+
+
+def test_a_tools_motion_is_what_its_pose_does(env):
+    random = np.random.default_rng(2)
+    low, high = env.scene.robot.low_rad, env.scene.robot.high_rad
+    tool = np.eye(4)
+    tool[:3, 3] = 0.01, -0.02, 0.1
+    for q, dq in zip(random.uniform(low, high, (10, 7)), random.normal(size=(10, 7)), strict=True):
+        pose, speed, turning = tool_motion(q, dq, tool)
+        before, after = (tool_motion(q + sign * 1e-6 * dq, dq, tool)[0] for sign in (-1, 1))
+        np.testing.assert_allclose(speed, (after - before)[:3, 3] / 2e-6, atol=1e-6)
+        spin = (after - before)[:3, :3] @ pose[:3, :3].T / 2e-6
+        np.testing.assert_allclose(turning, [spin[2, 1], spin[0, 2], spin[1, 0]], atol=1e-6)
+        flange = tool_motion(q, dq, np.eye(4))[0]
+        # The vendor's tool centre point is 6.5 mm farther out than the middle of the simulated pads.
+        np.testing.assert_allclose(grasp_point(q), (flange @ [0.0, 0.0, 0.0969, 1.0])[:3], atol=1e-9)
 
 
 def test_leading_axes_are_samples():

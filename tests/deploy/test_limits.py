@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from deploy.realtime.limits import FER, FR3, FR3_BEFORE_5_9, LIMITS, Margins, limits_of
+from deploy.realtime.limits import FER, FR3, FR3_BEFORE_5_9, LIMITS, Margins, limits_for, limits_of
 
 
 @pytest.mark.parametrize("name", ["velocity_rad_s", "acceleration_rad_s2", "jerk_rad_s3", "torque_nm"])
@@ -55,3 +55,12 @@ def test_margins_tighten_the_velocity_curve_by_their_share(limits) -> None:  # t
     q_rad = np.random.default_rng(0).uniform(limits.low_rad, limits.high_rad, (1000, 7))
     for mine, theirs in zip(tight.velocity_bounds(q_rad), limits.velocity_bounds(q_rad), strict=True):
         np.testing.assert_allclose(mine, 0.7 * theirs, atol=1e-12)
+
+
+def test_limits_go_by_arm_and_interface_version() -> None:
+    assert [limits_for("fr3", version) for version in (6, 7, 8, 9)] == [FR3_BEFORE_5_9] * 4
+    assert limits_for("fr3", 10) is FR3
+    assert [limits_for("fer", version) for version in (3, 5)] == [FER] * 2
+    for robot, version, word in (("fr3", 5, "robot=fer"), ("fer", 10, "robot=fr3"), ("fr3", 11, "not known")):
+        with pytest.raises(ValueError, match=word):
+            limits_for(robot, version)
