@@ -147,7 +147,7 @@ class Cell:
         self.emulator.reset(self.number)
         self.session.allow()
         self.session.confirm()
-        self._wait(lambda: self.session.machine is Machine.IDLE and self._still(), "idle before the episode")
+        self.wait(lambda: self.session.machine is Machine.IDLE and self._still(), "idle before the episode")
         seen = Seen(self, 0, 0.0, 0)
         began_s, struck_at = time.monotonic(), None
 
@@ -187,7 +187,8 @@ class Cell:
     def _still(self) -> bool:
         return bool(np.abs(self.session.state["q_rad"] - self.emulator.status()["q_rad"]).max() < 1e-3)
 
-    def _wait(self, true: Callable[[], bool], what: str) -> None:
+    def wait(self, true: Callable[[], bool], what: str) -> None:
+        """Wait until something is true; AssertionError after a while."""
         until_s = time.monotonic() + PATIENCE_S
         while not true():
             assert time.monotonic() < until_s, f"{what}: {self.words()}"
