@@ -93,7 +93,7 @@ def test_a_person_demonstrates_with_keys(tmp_path: Path) -> None:
     assert set(np.unique(forward)) <= {0.0, 0.5} and (forward > 0).sum() >= 3
     assert not closes[0] and closes[-1], "the hand was told to close after it was open"
     hand_m = episode["observation.state"][:, 18:21]
-    assert hand_m[-1, 0] - hand_m[0, 0] > 0.01 and np.abs(np.ptp(hand_m[:, 1])) < 0.02
+    assert hand_m[-1, 0] - hand_m[0, 0] > 0.01
     assert list(episode["next.success"].nonzero()[0]) == [len(closes) - 1]
 
 
