@@ -134,9 +134,13 @@ class Cell:
         self.session = Session(self.folder, control, inference)
         self.session.inference = InferenceProcess(inference, self.folder, run_alternating)
         self.session.__enter__()
-        self.session.inference.wait_ready()
-        if connect:
-            self.session.wait_connected()
+        try:
+            self.session.inference.wait_ready()
+            if connect:
+                self.session.wait_connected()
+        except BaseException:
+            self.close()  # an emulator that stays would take its share of the host from all later tests
+            raise
 
     def strike(
         self, inject: Callable[[Cell], Any], done: Callable[[Seen], bool], after_steps: int = 8
