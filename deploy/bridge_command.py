@@ -24,6 +24,7 @@ from deploy.bridge.policy_end import PolicyEnd, camera_file, connect, create_all
 from deploy.bridge.robot_end import RobotEnd, greet
 from deploy.bridge.wire import PORT, Channel, Hello, Refused, WireError, make_hello
 from deploy.cameras.capture import CaptureProcess, CaptureSettings, make_source
+from deploy.cameras.reader import CameraSettings
 from deploy.drivers.connect import DEFAULT
 from deploy.emulator.client import Emulator
 from deploy.operator_keys import OperatorKeys
@@ -32,7 +33,7 @@ from deploy.preflight import PreflightConfig, require_ready
 from deploy.realtime.controller import ControlConfig
 from deploy.realtime.machine import MachineSettings
 from deploy.realtime.mailbox import Mailbox, memory_folder
-from deploy.realtime.records import EPISODE, EPISODE_FILE, INFERENCE, INFERENCE_FILE
+from deploy.realtime.records import EPISODE, EPISODE_FILE, INFERENCE, INFERENCE_FILE, frame_dtype
 from deploy.session import Session, Watch
 from deploy.task_interface import check_task
 from toto_robot.run_folder import write_json
@@ -40,6 +41,8 @@ from toto_robot.run_folder import write_json
 _AGAIN_S = 1.0
 _SETTLE_S = 0.5
 _EMULATED_LINK_S = 0.2
+_PICTURES_S = 30.0  # until the first: cameras adjust their exposure, and a scene is drawn anew
+_TROUBLE_S = 15.0  # without a policy step
 Cameras = dict[str, tuple[Path, tuple[int, int]]]
 
 
@@ -230,7 +233,7 @@ def _robot_side(config: BridgeConfig, run_dir: Path) -> int:
         session.wait_connected()
         if emulator is None and not config.dry_run:
             _confirm_motion(config)
-        outcomes = _episodes(config, hello, session, emulator, run_dir)
+        outcomes = _episodes(config, hello, session, emulator, cameras, run_dir)
         reason = remote.end.error if remote.end else ""
         rejected = dict(remote.end.rejected) if remote.end else {}
     write_json(
@@ -290,11 +293,12 @@ def _start_cameras(config: BridgeConfig, hello: Hello, folder: Path, stack: cont
 
 
 def _episodes(
-    config: BridgeConfig, hello: Hello, session: Session, emulator: Emulator | None, run_dir: Path
+    config: BridgeConfig, hello: Hello, session: Session, emulator: Emulator | None, cameras: Cameras, run_dir: Path
 ) -> list[dict[str, Any]]:
     horizon = config.horizon or int(hello.task["horizon_steps"])
     seconds = horizon / float(hello.task["control_rate_hz"])
-    watch = Watch(horizon_steps=horizon, longest_s=(8.0 if emulator else 2.0) * seconds)
+    slow = 8.0 if emulator else 2.0
+    watch = Watch(horizon_steps=horizon, longest_s=slow * seconds + _TROUBLE_S, trouble_s=_TROUBLE_S)
     outcomes: list[dict[str, Any]] = []
     with OperatorKeys(session) as keys, open(run_dir / "episodes.jsonl", "a", encoding="utf-8") as lines:
 
@@ -307,6 +311,7 @@ def _episodes(
                 emulator.reset(seed)
                 session.confirm()
                 time.sleep(_SETTLE_S)
+            _wait_for_pictures(cameras)
             outcome = session.run_episode(number, seed, watch, judge)
             outcomes.append({"episode": number, "seed": seed, **asdict(outcome)})
             lines.write(json.dumps(outcomes[-1]) + "\n")
@@ -315,6 +320,17 @@ def _episodes(
             if outcome.ended in ("died", "operator"):
                 break
     return outcomes
+
+
+def _wait_for_pictures(cameras: Cameras) -> None:
+    """Wait until every camera gives frames; RuntimeError names one that does not."""
+    until_s = time.monotonic() + _PICTURES_S
+    for name, (path, shape) in cameras.items():
+        with Mailbox(path, frame_dtype(*shape)) as box:
+            while time.monotonic() - float(box.newest()[1]["capture_s"]) > CameraSettings().stale_s:
+                if time.monotonic() > until_s:
+                    raise RuntimeError(f"camera {name} gives no pictures; nothing has moved")
+                time.sleep(0.02)
 
 
 def _confirm_motion(config: BridgeConfig) -> None:

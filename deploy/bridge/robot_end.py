@@ -91,17 +91,17 @@ class RobotEnd:
 
     def _send(self) -> None:
         """Send what is newest; a link that is too slow for everything skips what was overtaken."""
-        seen: dict[object, int] = {}
+        seen: Counter[str] = Counter()
         while not self._workers.wait(_POLL_S):
             for kind, box in ((Kind.EPISODE, self._episodes), (Kind.STATE, self._states)):
                 number, record = box.newest()
-                if number != seen.get(kind, 0):
-                    seen[kind] = number
+                if number != seen[kind.name]:
+                    seen[kind.name] = number
                     self._channel.send_record(kind, record)
             for index, eye in enumerate(self._eyes):
                 number, record = eye.newest()
-                if number != seen.get(index, 0):
-                    seen[index] = number
+                if number != seen[f"camera {index}"]:
+                    seen[f"camera {index}"] = number
                     self._channel.send(Kind.FRAME, bytes([index]) + self._shrunk(record))
 
     def _shrunk(self, frame: np.ndarray) -> bytes:
