@@ -5,27 +5,23 @@ Both ends are real, over loopback; the policy's computer has a clock of its own.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from bridge_link import AHEAD_S, HEIGHT, HELLO, PATIENCE_S, SIZE, WIDTH, Door, Link, elsewhere, plan, wait
 from control_cell import Cell, assert_ramped_stop, make_arm, settings
 
 from deploy.bridge.clock import CHUNK_TIMES, STATE_TIMES, Offset, shift
-from deploy.bridge.policy_end import PolicyEnd, camera_file, connect, create_all
-from deploy.bridge.robot_end import RobotEnd, greet
-from deploy.bridge.wire import Hello, Kind, Refused, WireError, hello_body, make_hello, parse_hello
+from deploy.bridge.policy_end import camera_file
+from deploy.bridge.wire import Hello, hello_body, parse_hello
 from deploy.cameras.reader import fit
 from deploy.realtime.mailbox import Mailbox
 from deploy.realtime.records import (
@@ -44,99 +40,12 @@ from deploy.realtime.records import (
 )
 from deploy.realtime.ticklog import read_ticks
 
-PATIENCE_S = 60.0
-AHEAD_S = 5000.0  # of the policy's computer's clock
-HASH = "0123456789abcdef"
-HEIGHT, WIDTH, SIZE = 24, 32, 16
-HELLO = make_hello(HASH, {"image_size": SIZE, "env_id": "any"}, ("front",), {"p50_ms": 1.0})
-
-
-def elsewhere() -> float:
-    """What the policy's computer's clock shows."""
-    return time.monotonic() + AHEAD_S
-
-
-def wait(what: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < until_s
-        time.sleep(0.005)
-
-
-class Door:
-    """The robot's computer's listening socket, and what came through it."""
-
-    def __init__(self) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.error: Exception | None = None
-        self.end: RobotEnd | None = None
-        self._thread: threading.Thread | None = None
-
-    def open(self, folder: Path, cameras: Any, bundle: str = HASH[:8]) -> None:
-        """Let one policy's computer in, in a thread."""
-
-        def work() -> None:
-            connection, _ = self.socket.accept()
-            try:
-                channel, hello = greet(connection, bundle)
-                self.end = RobotEnd(channel, hello, folder, cameras).__enter__()
-            except (Refused, WireError) as error:
-                self.error = error
-
-        self._thread = threading.Thread(target=work)
-        self._thread.start()
-
-    def opened(self) -> RobotEnd:
-        """Wait until somebody is in."""
-        assert self._thread is not None
-        self._thread.join(PATIENCE_S)
-        assert self.end is not None, self.error
-        return self.end
-
-    def refused(self) -> str:
-        """Wait until somebody was not let in; return why."""
-        assert self._thread is not None
-        self._thread.join(PATIENCE_S)
-        assert self.error is not None and self.end is None
-        return str(self.error)
-
-    def close(self) -> None:
-        if self.end is not None:
-            self.end.__exit__()
-        self.socket.close()
-
 
 @pytest.fixture
 def door() -> Iterator[Door]:
     made = Door()
     yield made
     made.close()
-
-
-class Link:
-    """Both computers' folders, and the bridge between them."""
-
-    def __init__(self, door: Door, robot: Path, policy: Path) -> None:
-        """The robot's mailboxes of state, plans and operator exist."""
-        policy.mkdir()
-        self.eye = Mailbox(robot / "front", frame_dtype(HEIGHT, WIDTH), create=True)
-        create_all(policy, HELLO.cameras, SIZE)
-        for folder in (robot, policy):
-            Mailbox(folder / EPISODE_FILE, EPISODE, create=True).close()
-            Mailbox(folder / INFERENCE_FILE, INFERENCE, create=True).close()
-        door.open(robot, {"front": (robot / "front", (HEIGHT, WIDTH))})
-        self.channel = connect("127.0.0.1", door.port, HELLO)
-        self.policy_end = PolicyEnd(self.channel, HELLO, policy, elsewhere).__enter__()
-        self.robot_end = door.opened()
-        wait(lambda: self.policy_end.offset.known)
-        self._folders = {"robot": robot, "policy": policy}
-
-    def box(self, side: str, name: str, dtype: Any) -> Mailbox:
-        return Mailbox(self._folders[side] / name, dtype)
-
-    def close(self) -> None:
-        self.policy_end.__exit__()
 
 
 @pytest.fixture
@@ -146,17 +55,6 @@ def link(door: Door, tmp_path: Path) -> Iterator[Link]:
     made = Link(door, tmp_path / "robot", tmp_path / "policy")
     yield made
     made.close()
-
-
-def plan(q_rad: np.ndarray, now_s: float, state_s: float) -> np.ndarray:
-    """Return a chunk of a policy whose clock shows `now_s`: the first joint swings."""
-    chunk = np.zeros((), CHUNK)
-    times = now_s + 0.05 * np.arange(1, 9)
-    chunk["made_s"], chunk["capture_s"], chunk["state_s"], chunk["count"] = now_s, now_s - 0.04, state_s, 8
-    chunk["time_s"][:8], chunk["q_rad"][:8], chunk["gripper"][:8] = times, q_rad, -1.0
-    chunk["q_rad"][:8, 0] += 0.3 * np.sin(4.0 * times)
-    chunk["dq_rad_s"][:8, 0] = 1.2 * np.cos(4.0 * times)
-    return chunk
 
 
 # --- values and times -------------------------------------------------------------------------------------------------
@@ -284,112 +182,12 @@ def test_a_cut_link_ends_in_a_ramped_stop(door: Door, tmp_path: Path, cut: str) 
     assert not ticks["guards"].size or np.isfinite(ticks["command_q_rad"]).all()
 
 
-# --- who is let in ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"version": "0.0.1"}, "toto_robot differs: 0.0.1"),
-        ({"protocol": 99}, "protocol differs: 99"),
-        ({"layout": "0" * 16}, "layout of the records differs"),
-        ({"bundle": "f" * 64}, "this one expects '01234567'"),
-        ({"image_size": 4096}, "cameras of"),
-        ({"cameras": ()}, "cameras of"),
-    ],
-)
-def test_what_does_not_belong_together_is_refused_on_both_sides(
-    door: Door, tmp_path: Path, change: dict[str, Any], words: str
-) -> None:
-    door.open(tmp_path, {})
-    with pytest.raises(Refused, match="the robot's computer refuses") as refused:
-        connect("127.0.0.1", door.port, replace(HELLO, **change))
-    assert words in str(refused.value) and words in door.refused()
-
-
-def test_a_short_hash_is_no_hash(door: Door, tmp_path: Path) -> None:
-    door.open(tmp_path, {}, bundle="")
-    with pytest.raises(Refused, match="8 or more characters"):
-        connect("127.0.0.1", door.port, HELLO)
-    door.refused()
-
-
-def test_nobody_there_and_somebody_else_there_are_told(door: Door) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    with pytest.raises(WireError, match="no robot's computer answers"):
-        connect("127.0.0.1", port, HELLO)
-
-    def other() -> None:
-        connection, _ = door.socket.accept()
-        with connection:
-            connection.recv(100)
-            connection.sendall(b"SSH-2.0-OpenSSH_9.2 and more of it\r\n")
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    with pytest.raises(WireError):
-        connect("127.0.0.1", door.port, HELLO)
-    thread.join()
-
-
-def message(kind: int, body: bytes, length: int | None = None, magic: bytes = b"TOTB") -> bytes:
-    size = len(body) if length is None else length
-    return magic + bytes([kind]) + size.to_bytes(4, "little") + body
-
-
-@pytest.mark.parametrize(
-    "sent",
-    [
-        b"GET / HTTP/1.1\r\nHost: robot\r\n\r\n",
-        message(Kind.HELLO, b"{}", magic=b"ABCD"),
-        message(99, b""),
-        message(Kind.HELLO, b"", length=4_000_000_000),
-        message(Kind.HELLO, b"\x80\x04\x95 a pickle"),
-        message(Kind.HELLO, b"[1, 2]"),
-        message(Kind.HELLO, b"{}"),
-        message(Kind.HELLO, hello_body(HELLO).replace(b'"front"', b'"../../etc"')),
-        message(Kind.CHUNK, bytes(CHUNK.itemsize)),  # before the greeting
-        message(Kind.FRAME, bytes(100)),
-        message(Kind.HELLO, b"half")[:-2],
-    ],
-)
-def test_malformed_greetings_are_refused(door: Door, tmp_path: Path, sent: bytes) -> None:
-    door.open(tmp_path, {})
-    with socket.create_connection(("127.0.0.1", door.port)) as stranger:
-        stranger.sendall(sent)
-        with contextlib.suppress(OSError):  # it has hung up already
-            stranger.shutdown(socket.SHUT_WR)
-        assert door.refused()
-
-
-@pytest.mark.parametrize(
-    ("side", "sent"),
-    [
-        ("policy", message(Kind.CHUNK, bytes(CHUNK.itemsize - 1))),
-        ("policy", message(Kind.STATE, bytes(STATE.itemsize))),  # the wrong way
-        ("policy", message(Kind.FRAME, b"", length=4_000_000_000)),
-        ("robot", message(Kind.CHUNK, bytes(CHUNK.itemsize))),
-        ("robot", message(Kind.FRAME, bytes([7]) + bytes(frame_dtype(SIZE, SIZE).itemsize))),  # no such camera
-        ("robot", message(Kind.FRAME, bytes(3))),
-    ],
-)
-def test_malformed_messages_end_the_link(link: Link, side: str, sent: bytes) -> None:
-    ends = {"policy": link.policy_end, "robot": link.robot_end}
-    sender, other = ends[side], ends["robot" if side == "policy" else "policy"]
-    sender._channel._socket.sendall(sent)
-    wait(lambda: not other.alive())
-    assert other.error
-    assert link.box("robot", CHUNK_FILE, CHUNK).newest()[0] == 0
-    wait(lambda: not sender.alive())
-
-
 def test_a_greeting_survives_the_way() -> None:
     assert parse_hello(hello_body(HELLO)) == HELLO
     assert isinstance(HELLO, Hello)
 
 
 def test_the_robots_side_runs_without_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import deploy.bridge.robot_end, deploy.bridge_command"
+    code = "import sys; sys.modules['torch'] = None; import deploy.bridge_robot_side"
     done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
