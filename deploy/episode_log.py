@@ -17,6 +17,7 @@ import numpy as np
 from toto_robot.data.episodes import IMAGE_PREFIX, EpisodeStore, FeatureSpec
 from toto_robot.run_folder import provenance
 
+STORE = "episodes"  # in the run folder
 _COPIED = ("observation.state", "action", "robot.q_rad", "command.q_rad")
 _TIMES = ("robot.time_s", "robot.state_s", "inference.capture_s", "inference.begin_s", "inference.end_s")
 
@@ -27,18 +28,18 @@ def rows_file(run_dir: Path, number: int) -> Path:
 
 
 def read_rows(path: Path) -> dict[str, np.ndarray]:
-    """Return the rows of an episode, key to (T, ...); {} for one without a step."""
+    """Return the rows of an episode, key to (T, ...); one without a step has at most scores of surprise."""
     with np.load(path) as archive:
         return {key: archive[key] for key in archive.files}
 
 
 def append_episode(
-    run_dir: Path, task: Mapping[str, Any], number: int, seed: int, success: bool, taken_over: bool = False
+    run_dir: Path, task: Mapping[str, Any], number: int, seed: int, success: bool
 ) -> EpisodeStore | None:
     """Add an episode to `<run>/episodes`, made if it is not there; None for an episode without a step."""
     path = rows_file(run_dir, number)
     rows = read_rows(path) if path.exists() else {}
-    if not rows:
+    if "action" not in rows:
         return None
     steps = len(rows["action"])
     arrays: dict[str, np.ndarray] = {
@@ -46,10 +47,9 @@ def append_episode(
         **{key: rows[key].astype(np.float64) for key in _TIMES},
         "command.gripper": rows["command.gripper"].astype(np.float32),
         "next.success": np.arange(steps) == steps - 1 if success else np.zeros(steps, bool),
-        "human.takeover": np.full(steps, taken_over),
         **{key: rows[key] for key in rows if key.startswith((IMAGE_PREFIX, "capture_s."))},
     }
-    store = _open(run_dir / "episodes", task, arrays)
+    store = _open(run_dir / STORE, task, arrays)
     store.append(arrays, {"seed": seed, "success": success, "attempt": number - 1})
     store.close()
     return store

@@ -14,10 +14,11 @@ from toto_robot.run_folder import atomic_path
 
 
 class Rows:
-    """One row a policy step, as arrays (T, ...)."""
+    """One row a policy step, as arrays (T, ...); scores of the surprise monitor apart, of steps without a plan too."""
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
+        self._surprises: list[tuple[float, float, float]] = []
 
     def add(
         self,
@@ -51,9 +52,17 @@ class Rows:
             row[f"capture_s.{name}"] = frame.capture_s
         self._rows.append(row)
 
+    def add_surprise(self, time_s: float, score: float, threshold: float) -> None:
+        """Keep a score of the surprise monitor, of frames captured at `time_s`."""
+        self._surprises.append((time_s, score, threshold))
+
     def write(self, path: Path) -> None:
-        """Write what was kept; an episode without steps leaves an empty archive."""
+        """Write what was kept; an episode without steps leaves at most scores of surprise."""
         keys = self._rows[0] if self._rows else {}
         arrays: dict[str, Any] = {key: np.stack([np.asarray(row[key]) for row in self._rows]) for key in keys}
+        if self._surprises:
+            columns = np.array(self._surprises).T
+            names = ("time_s", "score", "threshold")
+            arrays |= {f"surprise.{name}": column for name, column in zip(names, columns, strict=True)}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -84,8 +84,11 @@ class InferenceConfig:
 class InferenceProcess:
     """The inference process; use as a context manager. `wait_ready` returns what a step costs."""
 
-    def __init__(self, config: InferenceConfig, folder: Path) -> None:
-        self._config, self._folder = config, folder
+    def __init__(
+        self, config: InferenceConfig, folder: Path, main: Callable[[InferenceConfig, Path, int], None] | None = None
+    ) -> None:
+        """`main` is what the process runs, `run_inference` if None."""
+        self._config, self._folder, self._main = config, folder, main or run_inference
         self.process: BaseProcess | None = None
 
     def __enter__(self) -> InferenceProcess:
@@ -93,7 +96,7 @@ class InferenceProcess:
         Mailbox(self._folder / INFERENCE_FILE, INFERENCE, create=True).close()
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(
-            target=run_inference, args=(self._config, self._folder, os.getpid()), name="inference"
+            target=self._main, args=(self._config, self._folder, os.getpid()), name="inference"
         )
         self.process.start()
         return self
@@ -286,7 +289,7 @@ class PolicyLoop:
         begin_s = time.monotonic()
         proprio = self._interface.proprio(measured)
         action = self._policy.act({"proprio": proprio, "pixels": {name: f.image for name, f in frames.items()}})
-        self._news["surprise"] = self._surprise(frames)
+        self._news["surprise"] = self._surprise(frames, rows)
         command = self._interface.apply(action, measured)
         end_s = time.monotonic()
         captures = [frame.capture_s for frame in frames.values()] or [float(state["time_s"])]
@@ -301,12 +304,13 @@ class PolicyLoop:
         self._news["capture_s"], self._news["begin_s"], self._news["end_s"] = min(captures), begin_s, end_s
         self._told.put(self._news)
 
-    def _surprise(self, frames: Mapping[str, Frame]) -> float:
+    def _surprise(self, frames: Mapping[str, Frame], rows: Rows) -> float:
         """Return the score of the frames that the policy has just seen; Waiting if the arm is to hold."""
         if self._monitor is None:
             return float("nan")
         captured_s = max(frame.capture_s for frame in frames.values())
         reading = self._monitor.feed_codes(self._policy.codes, captured_s)
+        rows.add_surprise(captured_s, reading.score, self._monitor.threshold)
         if reading.alarm and self._config.surprise == "hold":
             self._news["surprise"] = reading.score
             raise Waiting(f"surprise {reading.score:.1f}, successful episodes stay below {self._monitor.threshold:.1f}")

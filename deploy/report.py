@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from deploy.drivers.base import ARM_JOINTS, DriverError, Floats
-from deploy.drivers.twin import TwinDriver
-from deploy.episode_log import read_rows, rows_file
+from deploy.drivers.base import ARM_JOINTS
+from deploy.episode_log import STORE, read_rows, rows_file
 from deploy.realtime.machine import IN_CONTROL
 from deploy.realtime.records import REPORT_FILE, TICK_FILE, Guard
 from deploy.realtime.ticklog import read_ticks
+from deploy.replay import replay
 from policies import page
 from policies.videos import write_rollout
-from toto_robot.data.episodes import IMAGE_PREFIX
+from toto_robot.data.episodes import IMAGE_PREFIX, EpisodeStore
 from toto_robot.run_folder import read_json
 
 
@@ -33,7 +33,7 @@ class DeployReportConfig:
 
     data: str  # run folder of `toto_robot deploy`
     episode: int = 1  # whose joints, pictures and replay are shown
-    replay: bool = True  # replay its commands in the twin; needs the seed of an emulated scene, or seed 0's start
+    replay: bool = True  # replay its commands in the twin; a real arm's scene is seed 0's
 
 
 def deploy_report(config: DeployReportConfig, run_dir: Path) -> int:
@@ -48,11 +48,12 @@ def deploy_report(config: DeployReportConfig, run_dir: Path) -> int:
     outcome = outcomes[config.episode]
     rows = read_rows(rows_file(data, config.episode))
     ticks = episode_ticks(read_ticks(data / TICK_FILE), rows)
-    parts = [*_words(deployed, control), *_episodes(list(outcomes.values()))]
+    parts = [*_words(deployed, control), *_episodes(list(outcomes.values())), *surprises(rows)]
     if len(ticks):
         parts += [*_tracking(ticks, config.episode), *_timing(read_ticks(data / TICK_FILE), rows), *_guards(control)]
         if config.replay:
-            parts += _replayed(ticks, deployed, outcome)
+            task = EpisodeStore.open(data / STORE).env
+            parts += _replayed(ticks, deployed["config"], task, max(0, outcome["seed"]))
         parts += _pictures(data, rows, outcome)
     title = f"{deployed['env']} on {deployed['config']['robot']}"
     page.write_page(data / "report.html", title, f"bundle {deployed['bundle'][:16]}", parts)
@@ -62,29 +63,13 @@ def deploy_report(config: DeployReportConfig, run_dir: Path) -> int:
 
 def episode_ticks(ticks: np.ndarray, rows: dict[str, np.ndarray]) -> np.ndarray:
     """Return the ticks in control from the first step of an episode until the arm rests after the last one."""
-    if not rows:
+    if "inference.end_s" not in rows:
         return ticks[:0]
     first_s, last_s = rows["inference.end_s"][0], rows["inference.end_s"][-1]
     start_s, controlled = ticks["start_s"], np.isin(ticks["machine"], IN_CONTROL)
     rests_s = start_s[(start_s > last_s) & ~controlled]
     until_s = rests_s[0] if rests_s.size else np.inf
     return ticks[(start_s >= first_s) & (start_s < until_s) & controlled]
-
-
-def replay(ticks: np.ndarray, robot: str, env: str, seed: int) -> Floats:
-    """Return where the twin is (T, 7), told what the robot was told at the same times; shorter if a reflex ends it."""
-    with TwinDriver(robot=robot, env=env, seed=seed, pace="manual") as twin:
-        twin.start()
-        path, robot_s = [], float(ticks["robot_time_s"][0])
-        for tick in ticks:
-            twin.advance(max(0.0, float(tick["robot_time_s"]) - robot_s))
-            robot_s = max(robot_s, float(tick["robot_time_s"]))
-            try:
-                path.append(twin.state().q_rad)
-            except DriverError:  # a collision that the arm did not have, or the same one: the comparison ends here
-                break
-            twin.set_target(tick["command_q_rad"], tick["command_dq_rad_s"])
-        return np.array(path).reshape(-1, ARM_JOINTS)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -158,10 +143,27 @@ def _guards(control: Any) -> list[str]:
     return [page.heading("Guards: ticks in which each changed the target"), page.table(["guard", "ticks"], counts)]
 
 
-def _replayed(ticks: np.ndarray, deployed: Any, outcome: Any) -> list[str]:
-    config = deployed["config"]
+def surprises(rows: dict[str, np.ndarray]) -> list[str]:
+    """Return the section of the surprise monitor's scores, those of steps without a plan too; nothing without one."""
+    if "surprise.score" not in rows:
+        return []
+    time_s, score, threshold = (rows[f"surprise.{name}"] for name in ("time_s", "score", "threshold"))
+    with page.plot(11, 2.8) as drawn:
+        axes = drawn.axes[0, 0]
+        axes.plot(time_s - time_s[0], score, ".-", color="#1f6feb", label="score")
+        axes.plot(time_s - time_s[0], threshold, "--", color="#cf222e", label="threshold")
+        axes.set(xlabel="s", ylabel="standard deviations")
+        axes.legend(fontsize=8)
+    above = int((~(score <= threshold)).sum())
+    words = f"{above} of {len(score)} steps above the threshold of {threshold[-1]:.2f}, largest {np.max(score):.2f}"
+    return [page.heading("Surprise of what the cameras showed"), page.figure(drawn.png, words)]
+
+
+def _replayed(ticks: np.ndarray, config: Any, task: Any, seed: int) -> list[str]:
+    if config["dry_run"]:
+        return [page.paragraph("A dry run: nothing moved, so there is nothing to compare with a replay.", "note")]
     robot = config["emulated"] if config["robot"] == "emulator" else config["robot"]
-    path = replay(ticks, robot, deployed["env"], max(0, outcome["seed"]))
+    path = replay(ticks, robot, task, seed)
     deviation = np.degrees(path - ticks["q_rad"][: len(path)])
     seconds = ticks["start_s"] - ticks["start_s"][0]
     active = np.stack([(ticks["guards"] & guard) > 0 for guard in Guard])

@@ -24,7 +24,9 @@ class RealSenseSource:
         try:
             import pyrealsense2 as rs
         except ImportError as error:
-            raise CameraError("the RealSense library is missing: pip install pyrealsense2") from error
+            raise CameraError(
+                'the RealSense library is missing: pip install "toto-robot[realsense]" (or pip install pyrealsense2)'
+            ) from error
         config = rs.config()
         if self._serial:
             config.enable_device(self._serial)

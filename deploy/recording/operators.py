@@ -21,6 +21,8 @@ from deploy.task_interface import TRAINED, Measured
 
 _RELEASE_S = 0.5  # after the last touch the policy goes on
 _DEAD_ZONE = 0.08  # of a space mouse's full deflection
+_MOST_REPORTS = 512  # read in one step; the kernel queues 64
+_NO_MOUSE = "no space mouse answers: is it plugged in, and may this user read /dev/hidraw*?"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,13 +92,17 @@ class SpaceMouse:
     def __init__(self) -> None:
         try:
             pyspacemouse: Any = importlib.import_module("pyspacemouse")
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # OSError: its C library is missing
             raise RuntimeError(
-                "operator=spacemouse needs the package pyspacemouse: pip install pyspacemouse (and hidapi's library)"
+                'operator=spacemouse needs pyspacemouse: pip install "toto-robot[spacemouse]" (or pip install '
+                f"pyspacemouse), and its library: apt install libhidapi-hidraw0 ({error})"
             ) from error
-        self._device: Any = pyspacemouse.open()
+        try:
+            self._device: Any = pyspacemouse.open()
+        except Exception as error:  # a RuntimeError since version 2; what easyhid raises
+            raise RuntimeError(f"{_NO_MOUSE} ({error})") from error
         if not self._device:
-            raise RuntimeError("no space mouse answers: is it plugged in, and may this user read /dev/hidraw*?")
+            raise RuntimeError(_NO_MOUSE)
         self._closed: float | None = None
         self._touched_s = float("-inf")
 
@@ -106,17 +112,32 @@ class SpaceMouse:
 
     def decide(self, seen: Seen, suggested: np.ndarray | None) -> Decision:
         """Return the action of the mouse's deflection."""
-        told = self._device.read()
+        told, pressed = self._newest()
         # Its axes: y away from the person, x to the right, z up; the base's: x away, y to the left, z up.
         motion = np.array([told.y, -told.x, told.z, told.pitch, -told.roll, -told.yaw], np.float64)
         motion = np.where(np.abs(motion) > _DEAD_ZONE, np.clip(motion, -1.0, 1.0), 0.0)
-        pressed = [bool(button) for button in told.buttons]
         if motion.any() or any(pressed):
             self._touched_s = time.monotonic()
         if any(pressed):
             self._closed = 1.0 if pressed[0] else -1.0
         action = _action(motion, _gripper(self._closed, seen.measured, suggested))
         return Decision(action, time.monotonic() - self._touched_s < _RELEASE_S)
+
+    def _newest(self) -> tuple[Any, list[bool]]:
+        """Return the newest deflection, and which buttons were down in any report since the last step.
+
+        The kernel queues a hundred reports a second and `read` takes one, or leaves the state and its time as they
+        are when there is none: read once a step, a mouse that was let go would move the arm for seconds.
+        """
+        told = self._device.read()
+        pressed = [bool(button) for button in told.buttons]
+        for _ in range(_MOST_REPORTS):
+            before_s = float(told.t)
+            told = self._device.read()
+            if float(told.t) == before_s:
+                break
+            pressed = [was or bool(button) for was, button in zip(pressed, told.buttons, strict=True)]
+        return told, pressed
 
 
 class Corrected:

@@ -1,11 +1,14 @@
 """The whole system for tests: emulator with cameras, control process, inference process, a policy that lifts the hand.
 
-The policy is a real bundle with an encoder; its action statistics are set so that it says "up, 5 cm/s" whatever it
-sees. So the arm moves all the time, touches nothing, and every fault finds it in motion.
+The policy is a real bundle with a small encoder, fast enough for a busy host; its action statistics are set so that it
+says "up, 5 cm/s" whatever it sees, and its gripper entry is turned around every HAND_STEPS. So arm and hand move all
+the time, touch nothing, and every fault finds them in motion.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +19,11 @@ import numpy as np
 import psutil
 
 from deploy.emulator.client import Emulator
-from deploy.policy_loop import InferenceConfig
+from deploy.policy_loop import InferenceConfig, InferenceProcess, run_inference
 from deploy.realtime.controller import ControlConfig
-from deploy.realtime.machine import MachineSettings
+from deploy.realtime.machine import IN_CONTROL, MachineSettings
 from deploy.realtime.mailbox import memory_folder
-from deploy.realtime.records import TICK_FILE, Machine
+from deploy.realtime.records import REPORT_FILE, TICK_FILE, Machine
 from deploy.realtime.ticklog import read_ticks
 from deploy.session import Outcome, Session, Watch
 from policies.bc import BCConfig
@@ -28,22 +31,35 @@ from policies.collect import CollectConfig, collect_episodes
 from policies.encoder import EncoderConfig
 from policies.evaluate import EvaluationConfig
 from policies.train import TrainPolicyConfig, train_bundle
+from tests.encoders.small import PX as SIZE_PX
+from tests.encoders.small import save_toto
 from toto_robot.run_folder import read_json, sha256_file, write_json
 
-SIZE_PX = 64
 UP = (0.0, 0.0, 0.12, 0.0, 0.0, 0.0, -1.0)  # 2.4 mm a step
+HAND_STEPS = 15  # 0.75 s: the hand takes a command every 0.6 s
 STOP_S = 0.5
+RATE_HZ = 100.0
+MOVES_RAD_S = 1e-3
 PATIENCE_S = 40.0
 
 
+_made: list[Path] = []
+
+
 def make_bundle(folder: Path) -> Path:
-    """Return a bundle that lifts the hand."""
+    """Return a bundle that lifts the hand, made once for all tests of a process."""
+    if not _made:
+        _made.append(_make_bundle(folder))
+    return _made[0]
+
+
+def _make_bundle(folder: Path) -> Path:
     collect_episodes(CollectConfig(episodes=2, image_size=SIZE_PX, workers=1), folder / "episodes")
     settings = TrainPolicyConfig(
         demos=str(folder / "episodes"),
         demonstrations=2,
         cache=str(folder / "cache"),
-        encoder=EncoderConfig(name="toto", path="toto-small-sim"),
+        encoder=EncoderConfig(name="toto", path=str(save_toto(folder / "toto"))),
         bc=BCConfig(steps=2, batch_size=8, validate_every=2, log_every=2, checkpoint_every=2),
         evaluation=EvaluationConfig(episodes=1, workers=1),
     )
@@ -56,6 +72,28 @@ def make_bundle(folder: Path) -> Path:
     hashes["policy.json"] = sha256_file(bundle / "policy.json")
     write_json(bundle / "hashes.json", hashes)
     return bundle
+
+
+def run_alternating(config: InferenceConfig, folder: Path, parent: int) -> None:
+    """Be the inference process, with a policy that opens and closes the hand in turn."""
+    from policies import bundle
+
+    load = bundle.load_policy
+
+    def load_alternating(path: Path, device: str) -> Any:
+        policy, steps = load(path, device), itertools.count()
+        act = policy.act
+
+        def alternate(observation: Any) -> np.ndarray:
+            action = act(observation)
+            action[-1] = 1.0 if next(steps) // HAND_STEPS % 2 else -1.0
+            return action
+
+        policy.act = alternate
+        return policy
+
+    bundle.load_policy = load_alternating
+    run_inference(config, folder, parent)
 
 
 @dataclass
@@ -87,17 +125,22 @@ class Cell:
             driver="franky",
             robot="fr3",
             address=self.emulator.address,
-            rate_hz=100.0,
+            rate_hz=RATE_HZ,
             log_folder=log,
-            machine=MachineSettings(stale_s=0.25, stop_s=STOP_S, pause_s=0.1, tries=5, forget_s=0.2),
+            machine=MachineSettings(stop_s=STOP_S, pause_s=0.1, tries=5, forget_s=0.2),
         )
         cameras = {name: (path, (SIZE_PX, SIZE_PX)) for name, path in self.emulator.cameras.items()}
         inference = InferenceConfig(bundle=bundle, cameras=cameras, log_folder=log)
         self.session = Session(self.folder, control, inference)
+        self.session.inference = InferenceProcess(inference, self.folder, run_alternating)
         self.session.__enter__()
-        self.session.inference.wait_ready()
-        if connect:
-            self.session.wait_connected()
+        try:
+            self.session.inference.wait_ready()
+            if connect:
+                self.session.wait_connected()
+        except BaseException:
+            self.close()  # an emulator that stays would take its share of the host from all later tests
+            raise
 
     def strike(
         self, inject: Callable[[Cell], Any], done: Callable[[Seen], bool], after_steps: int = 8
@@ -108,7 +151,7 @@ class Cell:
         self.emulator.reset(self.number)
         self.session.allow()
         self.session.confirm()
-        self._wait(lambda: self.session.machine is Machine.IDLE and self._still(), "idle before the episode")
+        self.wait(lambda: self.session.machine is Machine.IDLE and self._still(), "idle before the episode")
         seen = Seen(self, 0, 0.0, 0)
         began_s, struck_at = time.monotonic(), None
 
@@ -148,7 +191,8 @@ class Cell:
     def _still(self) -> bool:
         return bool(np.abs(self.session.state["q_rad"] - self.emulator.status()["q_rad"]).max() < 1e-3)
 
-    def _wait(self, true: Callable[[], bool], what: str) -> None:
+    def wait(self, true: Callable[[], bool], what: str) -> None:
+        """Wait until something is true; AssertionError after a while."""
         until_s = time.monotonic() + PATIENCE_S
         while not true():
             assert time.monotonic() < until_s, f"{what}: {self.words()}"
@@ -159,9 +203,20 @@ class Cell:
         self.session.__exit__(None, None, None)
         self.emulator.stop()
 
+    def report(self) -> dict[str, Any]:
+        """Return what the control process wrote at its end."""
+        found: dict[str, Any] = json.loads((self.log / REPORT_FILE).read_text())
+        return found
+
     def longest_stale_motion_s(self) -> float:
-        """Return for how long the arm was commanded to move on one plan, over all ticks of the log."""
+        """Return for how long the arm was commanded to move on one plan, over all ticks of the log.
+
+        In the control loop's time: while the host keeps the loop from running it commands nothing, and after such a
+        pause it goes on by a few periods.
+        """
         ticks = read_ticks(self.log / TICK_FILE)
-        followed = np.isin(ticks["machine"], (Machine.RUNNING, Machine.HOLDING))
-        moving = followed & (np.abs(ticks["command_dq_rad_s"]).max(axis=1) > 1e-3)
-        return float((ticks["start_s"] - ticks["chunk_made_s"])[moving].max(initial=0.0))
+        start_s = ticks["start_s"]
+        loop_s = np.cumsum(np.minimum(np.diff(start_s, prepend=start_s[0]), 4.0 / RATE_HZ))
+        moving = np.isin(ticks["machine"], IN_CONTROL) & (np.abs(ticks["command_dq_rad_s"]).max(axis=1) > MOVES_RAD_S)
+        age_s = loop_s - np.interp(ticks["chunk_made_s"], start_s, loop_s)
+        return float(age_s[moving].max(initial=0.0))

@@ -1,8 +1,9 @@
 """How does the whole system end, whatever breaks: does it go on, hold, recover, or stop safely?
 
 Every row is a fault in mid-motion with the end state that must follow: `continues` (no reflex, the policy goes on),
-`recovers` (the arm stopped, by itself it follows the policy again), `stops` (at rest until a person or the missing part
-comes back). In no row may the arm move on one plan for longer than 0.5 s.
+`holds` (in control and braking, then the policy goes on in the same motion), `recovers` (the arm stopped, by itself it
+follows the policy again), `stops` (at rest until a person or the missing part comes back). In no row may the arm move
+on one plan for longer than 0.5 s, the ramp of its stop included.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from deploy.session import ProcessDied
 
 pytest.importorskip("franky", reason="the arm's default driver needs franky-control")
 
-PERIOD_S = 0.01
 RESTING_RAD_S = 0.02
 
 
@@ -34,7 +34,7 @@ def cell(bundle, tmp_path_factory):
     yield made
     made.close()
     stale_s = made.longest_stale_motion_s()
-    assert 0.0 < stale_s <= STOP_S + 5 * PERIOD_S, "the arm moved on a stale plan"
+    assert 0.0 < stale_s <= STOP_S, "the arm moved on a stale plan"
 
 
 def fault(name, **parameters):
@@ -66,8 +66,6 @@ CONTINUES = {
     "states in wrong order": fault("reorder", direction="state", probability=0.05, duration_ms=600),
     "commands twice": fault("duplicate", probability=0.5, duration_ms=600),
     "commands cut off": fault("corrupt", probability=0.05, duration_ms=600),
-    "the hand is stuck": fault("gripper_stuck", duration_ms=600),
-    "the hand is slow": fault("gripper_slow", factor=0.1, duration_ms=600),
 }
 
 
@@ -75,6 +73,75 @@ CONTINUES = {
 def test_continues(cell, name):
     _, seen = cell.strike(CONTINUES[name], goes_on)
     assert seen.events("fault") and not seen.events("reflex")
+
+
+def hand_commands(seen: Seen) -> set[str]:
+    return {event["command"] for event in seen.events("gripper")} & {"move", "grasp"}
+
+
+def test_a_stuck_and_a_slow_hand_fail_and_the_arm_goes_on(bundle, tmp_path):
+    own = Cell(bundle, tmp_path)
+
+    def stick(cell: Cell) -> None:  # half closed, so that neither way is done at once
+        cell.wait(lambda: cell.emulator.status()["gripper_width_m"] < 0.04, "the hand closes")
+        cell.emulator.fault("gripper_stuck")
+
+    def stuck(seen: Seen) -> bool:  # opening: closing on air fails with a sound hand, too
+        failed = [event for event in seen.events("gripper_done") if event["status"] == "unsuccessful"]
+        return goes_on(seen) and any(event["command"] == "move" for event in failed)
+
+    def slow(seen: Seen) -> bool:
+        return goes_on(seen) and hand_commands(seen) == {"move", "grasp"}
+
+    try:
+        _, seen = own.strike(stick, stuck)
+        assert not seen.events("reflex") and not seen.events("motion_started")
+        _, seen = own.strike(fault("gripper_slow", factor=0.1), slow)
+        assert not seen.events("reflex") and not seen.events("motion_started")
+        cut_short = [event for event in seen.events("gripper_done") if event["status"] == "aborted"]
+        assert cut_short, "a slow command gives way to the next one"
+    finally:
+        own.close()
+    report = own.report()
+    assert report["gripper_commands"] >= 4
+    assert any(reason.startswith("move") and count for reason, count in report["gripper_failures"].items())
+    assert 0.0 < own.longest_stale_motion_s() <= STOP_S
+
+
+def test_a_camera_that_freezes_for_a_moment_holds_the_arm(cell):
+    held_at: list[int] = []  # step at which the blind arm held; the picture then came back
+    frozen_since: list[int] = []  # number of the last event before
+
+    def held(seen: Seen) -> bool:
+        if held_at and seen.machine is Machine.RUNNING and seen.steps > held_at[0] + 3:
+            since = [event["number"] for event in seen.events("motion_started")]
+            if not any(number > frozen_since[0] for number in since):
+                return True
+            held_at.clear()  # a busy host was too slow to see again within the half second
+            freeze(cell)
+        elif not held_at and b"old" in bytes(cell.session.news["fault"]) and seen.machine is not Machine.RUNNING:
+            cell.emulator.fault("clear")
+            held_at.append(seen.steps)
+        return False
+
+    def freeze(cell: Cell) -> None:
+        frozen_since[:] = [cell.emulator.events()[-1]["number"]]
+        cell.emulator.fault("camera_freeze")
+
+    _, seen = cell.strike(freeze, held)
+    assert not seen.events("reflex")
+
+
+def test_flipped_bits_in_commands_end_in_a_reflex_and_it_recovers(cell):
+    def done(seen: Seen) -> bool:
+        if not cleared and (seen.events("reflex") or seen.events("motion_ended")):
+            cleared.append(True)
+            cell.emulator.fault("clear")
+        return bool(cleared) and recovered(seen)
+
+    cleared: list[bool] = []
+    _, seen = cell.strike(fault("corrupt", how="flip"), done)
+    assert seen.events("motion_started"), "it moves in a new motion"
 
 
 RECOVERS = {
@@ -107,7 +174,7 @@ def test_a_blind_policy_stops_the_arm_and_goes_on_when_it_sees(cell, name):
         return bool(stopped) and seen.steps > stopped[0] + 3 and seen.machine is Machine.RUNNING
 
     _, seen = cell.strike(fault(name), done)
-    assert len(seen.events("motion_started")) == 1 and not seen.events("reflex")
+    assert seen.events("motion_started") and not seen.events("reflex"), "in a new motion"
 
 
 def test_after_a_user_stop_a_person_has_to_confirm(cell):
@@ -140,7 +207,7 @@ def test_killed_cameras_stop_the_arm(bundle, tmp_path):
         assert b"old" in bytes(own.session.news["fault"]) and not seen.events("reflex")
     finally:
         own.close()
-    assert 0.0 < own.longest_stale_motion_s() <= STOP_S + 5 * PERIOD_S
+    assert 0.0 < own.longest_stale_motion_s() <= STOP_S
 
 
 def test_a_killed_inference_process_stops_the_arm(bundle, tmp_path):
@@ -154,7 +221,7 @@ def test_a_killed_inference_process_stops_the_arm(bundle, tmp_path):
         assert len(seen.events("motion_ended")) == 1 and not seen.events("reflex")
     finally:
         own.close()
-    assert 0.0 < own.longest_stale_motion_s() <= STOP_S + 5 * PERIOD_S
+    assert 0.0 < own.longest_stale_motion_s() <= STOP_S
 
 
 def test_a_killed_control_process_stops_the_arm(bundle, tmp_path):
@@ -164,7 +231,7 @@ def test_a_killed_control_process_stops_the_arm(bundle, tmp_path):
         assert control is not None
         outcome, seen = own.strike(lambda cell: control.kill(), lambda seen: False)
         assert outcome.ended == "died" and "control" in outcome.reason
-        own._wait(lambda: own.speed() < RESTING_RAD_S, "the robot stops by itself")
+        own.wait(lambda: own.speed() < RESTING_RAD_S, "the robot stops by itself")
         assert seen.events("client_gone")
     finally:
         own.close()
@@ -179,7 +246,7 @@ def test_a_killed_robot_is_lost(bundle, tmp_path):
         assert own.session.control is not None and own.session.control.is_alive(), "waits for the robot to come back"
     finally:
         own.close()
-    assert 0.0 < own.longest_stale_motion_s() <= STOP_S + 5 * PERIOD_S
+    assert 0.0 < own.longest_stale_motion_s() <= STOP_S
 
 
 def test_another_protocol_version_is_refused_before_anything_moves(bundle, tmp_path):

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
+from deploy.cameras.reader import CameraSettings
 from deploy.conformal import conformal_threshold, episode_score, episodes_needed, sustained
+from deploy.episode_log import append_episode, read_rows, rows_file
+from deploy.policy_loop import InferenceConfig, PolicyLoop
+from deploy.realtime.mailbox import Mailbox
+from deploy.realtime.records import (
+    CHUNK,
+    CHUNK_FILE,
+    EPISODE,
+    EPISODE_FILE,
+    INFERENCE,
+    INFERENCE_FILE,
+    STATE,
+    STATE_FILE,
+    Machine,
+    create_mailboxes,
+    frame_dtype,
+    text,
+)
+from deploy.report import surprises
 from deploy.surprise import Calibration, SurpriseMeter, SurpriseMonitor, SurpriseSettings, calibrate, standard_scores
+from deploy.task_interface import TRAINED
 from tests.encoders.small import PX, frames, save_toto
 from toto_robot.encoders.load import load_encoder
 from toto_robot.encoders.toto import TotoEncoder
@@ -215,3 +240,138 @@ def test_bf16_weights_measure_too(tmp_path: Path) -> None:
     found, expected = fast.surprise(streams[0], codes), exact.surprise(streams[1], codes)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=0.5, rtol=0.1)
+
+
+# --- the monitor in the loop ----------------------------------------------------------------------------------------
+
+PERIOD_S = 0.05
+AHEAD_S = 600.0  # of stamps: nothing is stale, however slow the host
+
+
+class Looks:
+    """A policy that does nothing but look, through the small Toto."""
+
+    cameras = CAMERAS
+
+    def __init__(self, encoder: TotoEncoder) -> None:
+        env: Any = gymnasium.make("toto_robot/FrankaPick-v0", obs_mode="proprio").unwrapped
+        self.task = {**env.task_spec.as_dict(), "image_size": PX}
+        self._encoder = encoder
+        self.codes: dict[str, torch.Tensor] = {}
+
+    def reset(self, seeds: list[int]) -> None:
+        """It remembers nothing."""
+
+    def act(self, observation: Any) -> np.ndarray:
+        self.codes = {name: self._encoder.codes(image[None]) for name, image in observation["pixels"].items()}
+        return np.zeros(7, np.float32)
+
+
+class Room:
+    """Everything around a PolicyLoop: cameras, an arm that follows, an operator; one step at a time."""
+
+    def __init__(self, folder: Path, monitor: SurpriseMonitor, encoder: TotoEncoder, surprise: str) -> None:
+        self.folder, self.policy = folder, Looks(encoder)
+        create_mailboxes(folder)
+        self.eyes = {name: Mailbox(folder / name, frame_dtype(PX, PX), create=True) for name in CAMERAS}
+        self.states, self.chunks = Mailbox(folder / STATE_FILE, STATE), Mailbox(folder / CHUNK_FILE, CHUNK)
+        self.episodes = Mailbox(folder / EPISODE_FILE, EPISODE, create=True)
+        self.told = Mailbox(folder / INFERENCE_FILE, INFERENCE, create=True)
+        self.state, self.frames = np.zeros((), STATE), 0
+        self.state["machine"], self.state["q_rad"] = Machine.RUNNING, TRAINED["franka_panda"].posture_rad
+        config = InferenceConfig(
+            bundle=folder,
+            cameras={name: (folder / name, (PX, PX)) for name in CAMERAS},
+            log_folder=folder,
+            camera=CameraSettings(frozen_rad=10.0),
+            surprise=surprise,
+        )
+        loop = PolicyLoop(config, folder, self.policy, monitor)
+        self.thread = threading.Thread(target=loop.run)
+        self.thread.start()
+
+    def operate(self, running: bool, leave: bool = False) -> None:
+        self.episodes.put((1, 0, running, leave))
+
+    def step(self, shown: dict[str, np.ndarray]) -> np.ndarray:
+        """Let one control period pass with these pictures; return what inference says of it."""
+        before = self.told.newest()[1]
+        self.frames += 1
+        for name, box in self.eyes.items():
+            box.put((time.monotonic() + AHEAD_S, self.frames, shown[name]))
+        self.state["time_s"] = time.monotonic() + AHEAD_S
+        self.state["robot_time_s"] += 1.01 * PERIOD_S
+        self.states.put(self.state)
+        self.operate(running=True)
+        self.wait(lambda now: now["step"] + now["waits"] > before["step"] + before["waits"])
+        return self.told.newest()[1]
+
+    def wait(self, true: Callable[[np.ndarray], bool]) -> None:
+        until_s = time.monotonic() + 60.0
+        while not true(self.told.newest()[1]):
+            assert self.thread.is_alive() and time.monotonic() < until_s
+            time.sleep(0.002)
+
+    def end(self) -> dict[str, np.ndarray]:
+        """End the episode; return its log."""
+        self.state["machine"] = Machine.IDLE
+        self.states.put(self.state)
+        self.operate(running=False)
+        self.wait(lambda now: now["written"] == 1)
+        return read_rows(rows_file(self.folder, 1))
+
+
+@pytest.fixture
+def room(tmp_path: Path, encoder: TotoEncoder, calibration: Calibration, request: Any) -> Iterator[Room]:
+    calm = replace(calibration, threshold=calibration.threshold + 1.0)  # good pictures are far below it
+    made = Room(tmp_path, SurpriseMonitor(encoder, calm), encoder, request.param)
+    yield made
+    made.state["machine"] = Machine.IDLE
+    made.states.put(made.state)
+    made.operate(running=False, leave=True)
+    made.thread.join(60.0)
+    assert not made.thread.is_alive()
+
+
+def strange(shown: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**shown, "front": np.full((PX, PX, 3), 255, np.uint8)}
+
+
+@pytest.mark.parametrize("room", ["log"], indirect=True)
+def test_surprise_is_logged_and_the_arm_goes_on(room: Room) -> None:
+    good = episode(11, 8)
+    said = [room.step(shown) for shown in (*good[:4], strange(good[4]), *good[5:])]
+    assert [int(now["step"]) for now in said] == list(range(1, 9)) and int(said[-1]["waits"]) == 0
+    rows = room.end()
+    scores, threshold = rows["surprise.score"], rows["surprise.threshold"]
+    assert (scores > threshold).tolist() == [False] * 4 + [True] + (scores > threshold).tolist()[5:]
+    np.testing.assert_array_equal(rows["inference.surprise"], scores)
+    np.testing.assert_array_equal([now["surprise"] for now in said], scores)
+    (title, figure) = surprises(rows)
+    assert "Surprise" in title and "<img" in figure and f"threshold of {threshold[0]:.2f}" in figure
+
+
+@pytest.mark.parametrize("room", ["hold"], indirect=True)
+def test_no_plan_is_made_while_the_alarm_is_up(room: Room) -> None:
+    good = episode(11, 8)
+    for shown in good[:4]:
+        assert not text(room.step(shown), "fault")
+    plans = room.chunks.newest()[0]
+    for _ in range(3):
+        now = room.step(strange(good[4]))
+        assert "surprise" in text(now, "fault") and "successful episodes stay below" in text(now, "fault")
+    assert room.chunks.newest()[0] == plans == 4, "no plan is sent: the control process holds, then stops"
+    for _ in range(12):  # the alarm ends after `clear` frames below the threshold
+        now = room.step(good[5])
+    assert not text(now, "fault") and room.chunks.newest()[0] > plans
+    rows = room.end()
+    assert len(rows["action"]) == int(now["step"]) < len(rows["surprise.score"]) == 19
+
+
+@pytest.mark.parametrize("room", ["hold"], indirect=True)
+def test_an_episode_that_was_strange_from_the_start_has_scores_and_no_steps(room: Room) -> None:
+    for _ in range(2):
+        room.step(strange(episode(11)[0]))
+    rows = room.end()
+    assert "action" not in rows and len(rows["surprise.score"]) == 2
+    assert append_episode(room.folder, room.policy.task, 1, 0, success=False) is None

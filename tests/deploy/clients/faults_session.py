@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deploy.emulator.client import Emulator
+from deploy.emulator.protocol import ERRORS
 
 
 def connect(emulator):
@@ -84,10 +85,11 @@ with Emulator(seed=5) as emulator:
         robot.recover_from_errors()
 
     # Every reflex there is comes under its own name.
-    for error in ("joint_velocity_violation", "self_collision_avoidance_violation", "power_limit_violation"):
+    for error in ERRORS:
         marks["cycles"] = emulator.status()["cycles"]
-        with pytest.raises(franky.ControlException, match=error):
+        with pytest.raises(franky.ControlException, match=rf"\b{error}\b"):
             motion(emulator, robot, "reflex", error=error)
+        assert emulator.events(event="reflex")[-1]["error"] == error
         robot.recover_from_errors()
 
     hand = franky.Gripper(emulator.address)

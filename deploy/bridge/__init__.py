@@ -1,0 +1,1 @@
+"""The policy on one computer, the arm on another: newest records over TCP, stamps in the robot's time."""
