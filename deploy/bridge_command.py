@@ -14,19 +14,24 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deploy.bridge.policy_end import PolicyEnd, camera_file, connect, create_all
 from deploy.bridge.wire import PORT, Channel, Hello, WireError, make_hello
+from deploy.deploy_config import DeployConfig
 from deploy.policy_loop import InferenceConfig, InferenceProcess, check_rate
-from deploy.preflight import PreflightConfig
+from deploy.realtime.limits import Margins
 from deploy.realtime.mailbox import memory_folder
 from deploy.task_interface import check_task
 
 _AGAIN_S = 1.0
-_EMULATED_LINK_S = 0.2
+# Settings of `toto_robot deploy` that the robot's side takes over as they are.
+_DEPLOYMENT = (
+    *("robot", "address", "driver", "emulated", "cameras", "episodes", "first_seed", "horizon", "collision", "control"),
+    *("box_m", "step_rad", "margins", "camera_s", "rate_hz", "realtime", "realtime_priority", "preflight_s", "dry_run"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,12 @@ class BridgeConfig:
     episodes: int = 1  # side=robot: how many
     first_seed: int = 1_000_000  # side=robot: of the emulator's scenes
     horizon: int | None = None  # side=robot: policy steps of an episode; null is the bundle's
+    collision: float | None = None  # side=robot: contact threshold, N and N m (franky); null: the arm's own
+    control: str = "joint_impedance"  # side=robot: of driver=franky; or cartesian_impedance
+    box_m: tuple[float, ...] | None = ()  # side=robot: of the grasp point, [x,y,z low,x,y,z high]; [] the task's
+    step_rad: float = 0.3  # side=robot: farthest target from the measured position, any joint
+    margins: Margins = field(default_factory=Margins)
+    camera_s: float = 15.0  # side=robot: for the first frame of every camera
     rate_hz: float = 100.0  # side=robot: of the control loop
     realtime: str = "ignore"  # side=robot: or enforce
     realtime_priority: int = 0  # side=robot: SCHED_FIFO of the control loop, 1 to 98; 0 is none
@@ -69,24 +80,14 @@ class BridgeConfig:
                 f"expected a port of 1 to 65535 and episodes of 1 or more, got {self.port}, {self.episodes}"
             )
         if self.side == "robot":
-            _ = self.preflight  # refuses an arm without an address
+            if self.robot == "twin":
+                raise ValueError("robot=twin runs in one program: use toto_robot deploy robot=twin")
+            _ = self.deployment  # refuses what a deployment here would refuse
 
     @property
-    def arm(self) -> str:
-        """Whose limits hold."""
-        return self.emulated if self.robot == "emulator" else self.robot
-
-    @property
-    def preflight(self) -> PreflightConfig:
-        """What is looked at before a motion."""
-        return PreflightConfig(
-            robot=self.robot,
-            address=self.address,
-            driver=self.driver,
-            emulated=self.emulated,
-            realtime=self.realtime,
-            seconds=_EMULATED_LINK_S if self.robot == "emulator" else self.preflight_s,
-        )
+    def deployment(self) -> DeployConfig:
+        """What `toto_robot deploy` would be told on the robot's computer: the same limits, checks and box."""
+        return DeployConfig(policy="", **{name: getattr(self, name) for name in _DEPLOYMENT})
 
 
 def deploy_bridge(config: BridgeConfig, run_dir: Path) -> int:

@@ -17,13 +17,11 @@ from deploy.bridge.wire import Channel, Hello, Refused, WireError
 from deploy.bridge_command import BridgeConfig
 from deploy.cameras.capture import CaptureProcess, CaptureSettings, make_source
 from deploy.cameras.reader import CameraSettings
-from deploy.drivers.connect import DEFAULT
+from deploy.deploy_config import control_config, preflight_config
 from deploy.emulator.client import Emulator
 from deploy.operator_keys import OperatorKeys
 from deploy.policy_loop import InferenceConfig, InferenceProcess, check_rate
-from deploy.preflight import require_ready
-from deploy.realtime.controller import ControlConfig
-from deploy.realtime.machine import MachineSettings
+from deploy.preflight import require_host, require_robot
 from deploy.realtime.mailbox import Mailbox, memory_folder
 from deploy.realtime.records import EPISODE, EPISODE_FILE, INFERENCE, INFERENCE_FILE, frame_dtype
 from deploy.session import Session, Watch
@@ -31,13 +29,13 @@ from deploy.task_interface import check_task
 from toto_robot.run_folder import write_json
 
 _SETTLE_S = 0.5
-_PICTURES_S = 30.0  # until the first: cameras adjust their exposure, and a scene is drawn anew
 _TROUBLE_S = 15.0  # without a policy step
 Cameras = dict[str, tuple[Path, tuple[int, int]]]
 
 
 def robot_side(config: BridgeConfig, run_dir: Path) -> int:
     """Wait for the policy's computer, then do everything that a run needs beside an arm."""
+    require_host(preflight_config(config.deployment))
     with contextlib.ExitStack() as stack:
         channel, hello = _welcome(config)
         stack.callback(channel.close)
@@ -52,21 +50,9 @@ def robot_side(config: BridgeConfig, run_dir: Path) -> int:
             else _start_cameras(config, hello, folder, stack)
         )
         address = emulator.address if emulator else str(config.address)
-        require_ready(config.preflight, address)
+        require_robot(preflight_config(config.deployment), address)
         period_s = 1.0 / float(hello.task["control_rate_hz"])
-        driver = config.driver or DEFAULT[config.arm]
-        control = ControlConfig(
-            driver=driver,
-            driver_settings={"collision": 100.0} if emulator and driver == "franky" else {},
-            robot=config.arm,
-            address=address,
-            realtime=config.realtime,
-            rate_hz=config.rate_hz,
-            realtime_priority=config.realtime_priority,
-            machine=MachineSettings(stale_s=min(2.0 * period_s, 0.5)),
-            dry_run=config.dry_run,
-            log_folder=run_dir,
-        )
+        control = control_config(config.deployment, address, {"task": hello.task}, run_dir)
         session = Session(folder, control, InferenceConfig(bundle=Path(), cameras={}, log_folder=run_dir))
         session.inference = remote = RemotePolicy(channel, hello, folder, cameras)
         stack.push(remote)
@@ -180,7 +166,7 @@ def _episodes(
                 emulator.reset(seed)
                 session.confirm()
                 time.sleep(_SETTLE_S)
-            _wait_for_pictures(cameras)
+            _wait_for_pictures(cameras, config.camera_s)
             outcome = session.run_episode(number, seed, watch, judge)
             outcomes.append({"episode": number, "seed": seed, **asdict(outcome)})
             lines.write(json.dumps(outcomes[-1]) + "\n")
@@ -191,9 +177,9 @@ def _episodes(
     return outcomes
 
 
-def _wait_for_pictures(cameras: Cameras) -> None:
+def _wait_for_pictures(cameras: Cameras, camera_s: float) -> None:
     """Wait until every camera gives frames; RuntimeError names one that does not."""
-    until_s = time.monotonic() + _PICTURES_S
+    until_s = time.monotonic() + camera_s
     for name, (path, shape) in cameras.items():
         with Mailbox(path, frame_dtype(*shape)) as box:
             while time.monotonic() - float(box.newest()[1]["capture_s"]) > CameraSettings().stale_s:
