@@ -2,7 +2,8 @@
 
 Of 60 episodes of each task's expert (seeds 0 to 59, noise of 0, 0.125 and 0.25), what the grasp point reached, and
 10 cm more on each side. FrankaPick's table top is at 0.4 m there: the fingers touch it at 0.41, and 2 cm below it leave
-room for a command that presses, not for one that pushes through.
+room for a command that presses, not for one that pushes through. FrankaCabinet's has another 12 cm towards the arm:
+a shove while the drawer opens takes the hand there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from deploy.realtime.safety import Box
 
 WORKSPACES = {
     "toto_robot/FrankaPick-v0": Box(low_m=(0.08, -0.41, 0.38), high_m=(0.76, 0.41, 0.97)),
-    "toto_robot/FrankaCabinet-v0": Box(low_m=(-0.03, -0.30, 0.55), high_m=(0.79, 0.30, 1.04)),
+    "toto_robot/FrankaCabinet-v0": Box(low_m=(-0.15, -0.30, 0.55), high_m=(0.79, 0.30, 1.04)),
 }
 
 

@@ -158,7 +158,7 @@ def test_a_policy_is_timed_against_its_own_period(bundle, tmp_path):
 def test_check_fails_exactly_the_policies_that_a_deployment_refuses(p10_ms, p50_ms, p99_ms, verdict):
     measured = {"p10_ms": p10_ms, "p50_ms": p50_ms, "p99_ms": p99_ms}
     found = judge_policy(measured, 20.0)
-    assert found.verdict == verdict and found.help
+    assert found.verdict == verdict and "device=cuda" in found.text + found.help
     try:
         check_rate(measured, 20.0)
     except PolicyRate as error:
