@@ -1,7 +1,7 @@
 """How do the two computers of a run start their sides of the bridge?
 
-    python -m deploy.bridge_command side=policy host=192.168.7.1 policy=<bundle>
-    python -m deploy.bridge_command side=robot host=192.168.7.1 bundle=<hash> robot=fr3 address=172.16.0.2 cameras=[...]
+    toto_robot deploy bridge side=policy host=192.168.7.1 policy=<bundle>
+    toto_robot deploy bridge side=robot host=192.168.7.1 bundle=<hash> robot=fr3 address=172.16.0.2 cameras=[...]
 
 The robot's side owns the run: it looks whether all is ready, asks the person, counts episodes and keeps the control
 process's log. It needs no torch. The policy's side infers, and keeps what the policy saw.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +38,7 @@ class BridgeConfig:
     """Settings of the bridge's two sides."""
 
     side: str  # robot: the computer beside the arm; policy: the computer with the bundle
-    host: str = (
-        "127.0.0.1"  # address of the robot's computer, the same on both sides: it listens there and nowhere else
-    )
+    host: str = "127.0.0.1"  # address of the robot's computer, on both sides: it listens there and nowhere else
     port: int = PORT  # TCP, on the robot's computer
     policy: str | None = None  # side=policy: bundle folder
     device: str = "cpu"  # side=policy: where the encoder runs
@@ -161,14 +158,3 @@ def _stop_signals() -> Any:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-if __name__ == "__main__":
-    from toto_robot import cli
-
-    cli.COMMANDS["deploy bridge"] = cli.Command(
-        "deploy.bridge_command:deploy_bridge",
-        "the policy on one computer, the arm on another: one side of the bridge",
-        ("deploy bridge side=policy policy=my_bundle", "deploy bridge side=robot bundle=0123456789abcdef"),
-    )
-    cli.main(["deploy", "bridge", *sys.argv[1:]])

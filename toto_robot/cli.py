@@ -180,6 +180,14 @@ COMMANDS: dict[str, Command] = {
             "deploy check robot=fr3 address=172.16.0.2 hold=true cameras=[front=opencv:0] policy=my_bundle",
         ),
     ),
+    "deploy bridge": Command(
+        "deploy.bridge_command:deploy_bridge",
+        "the policy on one computer, the arm on another: one side of the bridge",
+        (
+            "deploy bridge side=policy host=192.168.7.1 policy=my_bundle device=cuda",
+            "deploy bridge side=robot host=192.168.7.1 bundle=0123456789abcdef robot=fr3 address=172.16.0.2",
+        ),
+    ),
     "deploy report": Command(
         "deploy.report:deploy_report",
         "draw a deployment: joint tracking, latencies, guards, pictures, and a replay in the twin",

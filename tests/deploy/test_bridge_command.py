@@ -19,9 +19,7 @@ from policies.bundle import bundle_hash
 
 PATIENCE_S = 240.0
 STEPS = 12
-_RUN = (
-    "import runpy, sys; {block}sys.argv[0] = 'bridge'; runpy.run_module('deploy.bridge_command', run_name='__main__')"
-)
+_RUN = "import sys; {block}from toto_robot.cli import main; main(['deploy', 'bridge', *sys.argv[1:]])"
 _WITHOUT_TORCH = "sys.modules['torch'] = None; "
 
 
