@@ -19,25 +19,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deploy.cameras.reader import wait_for_first
+from deploy.deploy_config import ROBOTS, DeployConfig, control_config, preflight_config
 from deploy.drivers.connect import DEFAULT
 from deploy.policy_loop import InferenceConfig, check_rate, measure
+from deploy.preflight import require_host, require_robot
 from deploy.realtime.mailbox import memory_folder
 from deploy.recording.keys import RecordingKeys
 from deploy.recording.operators import Corrected, Keyboard, Operator, Scripted, SpaceMouse
 from deploy.recording.recorder import ArmSession, Emulated, Recorded, Recorder
 from deploy.recording.twin import SceneTwin
-from deploy.run_franka import (
-    ROBOTS,
-    DeployConfig,
-    confirm_motion,
-    control_config,
-    emulated_cameras,
-    make_emulator,
-    prepare,
-    start_cameras,
-    stop_signals,
-)
+from deploy.run_franka import confirm_motion, start_cameras, stop_signals
 from deploy.servo_model import LASTS_S
+from deploy.simulated_cell import emulated_cameras, make_emulator, prepare
 from deploy.task_interface import check_task
 from policies.collect import CollectConfig, collected_task, create_store
 from policies.environment import check_same_task, plain
@@ -121,18 +115,22 @@ def record_demos(config: RecordDemosConfig, run_dir: Path) -> int:
     description = described(config)
     task = description["task"]
     check_task(task)
+    deployment = config.deployment
+    require_host(preflight_config(deployment))
     demos = Demos(config, task, description["cameras"], path)
     with contextlib.ExitStack() as stack:
         stack.enter_context(stop_signals())
         stack.callback(demos.close)
         folder = memory_folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        deployment, emulated = config.deployment, None
+        emulated = None
         if config.robot == "emulator":
             emulated = Emulated(stack.enter_context(make_emulator(deployment, description, run_dir)), SceneTwin(task))
             cameras, address = emulated_cameras(emulated.emulator, description), emulated.emulator.address
         else:
             cameras, address = start_cameras(deployment, description, folder, stack), str(config.address)
+        require_robot(preflight_config(deployment), address)
+        wait_for_first(cameras, deployment.camera_s)
         control = control_config(deployment, address, description, run_dir)
         session = stack.enter_context(ArmSession(folder, control))
         session.wait_connected()

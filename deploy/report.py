@@ -81,7 +81,8 @@ def _words(deployed: Any, control: Any) -> list[str]:
     latency, policy = control["capture_to_command_ms"], deployed["policy_ms"]
     captured = f"{latency['p50']:.1f}, {latency['p99']:.1f}" if latency["n"] else "none"
     periods = ", ".join(f"{control['period_ms'][key]:.1f}" for key in ("p50", "p99", "max"))
-    starved = control["starved_share"]
+    starved, ended = ("none in motion" if control.get(key) is None else f"{control[key]:.2%}"
+                      for key in ("starved_share", "plan_ended_share"))  # fmt: skip
     first = (
         f"{deployed['successes']} of {deployed['episodes']} episodes succeeded "
         f"(95 % Wilson interval {low:.1%} to {high:.1%})."
@@ -89,7 +90,8 @@ def _words(deployed: Any, control: Any) -> list[str]:
     figures = [
         ["policy step, ms (p50, p99), before the run", f"{policy['p50_ms']:.1f}, {policy['p99_ms']:.1f}"],
         ["capture to command, ms (p50, p99)", captured],
-        ["starved control ticks", "none in motion" if starved is None else f"{starved:.2%}"],
+        ["control ticks without a fresh plan, of those in which one was due", starved],
+        ["of these: the plan had run out altogether", ended],
         ["control period, ms (p50, p99, max)", periods],
         ["tries to recover", control["recovery_tries"]],
         ["last failure", control["last_failure"] or "none"],

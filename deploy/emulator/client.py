@@ -81,7 +81,10 @@ class Emulator:
         root = str(Path(__file__).resolve().parents[2])
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
         log = open(self.folder / "log", "w+")  # noqa: SIM115 (the process writes to it)
-        self._process = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
+        # In a session of its own: a terminal's Ctrl-C or hang-up reaches programs, not a robot.
+        self._process = subprocess.Popen(
+            command, stdout=log, stderr=log, text=True, env=environment, start_new_session=True
+        )
         log.close()
         atexit.register(self.stop)
         deadline_s = time.monotonic() + START_TIMEOUT_S
