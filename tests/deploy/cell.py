@@ -211,12 +211,11 @@ class Cell:
     def longest_stale_motion_s(self) -> float:
         """Return for how long the arm was commanded to move on one plan, over all ticks of the log.
 
-        In the control loop's time: while the host keeps the loop from running it commands nothing, and after such a
-        pause it goes on by a few periods.
+        In the robot's time: a robot that is silent or dead takes no command, and while the host keeps the loop from
+        running there is none.
         """
         ticks = read_ticks(self.log / TICK_FILE)
-        start_s = ticks["start_s"]
-        loop_s = np.cumsum(np.minimum(np.diff(start_s, prepend=start_s[0]), 4.0 / RATE_HZ))
+        start_s, robot_s = ticks["start_s"], np.maximum.accumulate(ticks["robot_time_s"])
         moving = np.isin(ticks["machine"], IN_CONTROL) & (np.abs(ticks["command_dq_rad_s"]).max(axis=1) > MOVES_RAD_S)
-        age_s = loop_s - np.interp(ticks["chunk_made_s"], start_s, loop_s)
+        age_s = robot_s - np.interp(ticks["chunk_made_s"], start_s, robot_s)
         return float(age_s[moving].max(initial=0.0))

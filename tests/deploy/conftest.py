@@ -17,14 +17,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
-@pytest.fixture(scope="session")
-def patient_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same at 5 Hz instead of 20: a busy machine holds that rate too."""
-    from deploy_run import changed
-
-    return changed(bundle, tmp_path_factory.mktemp("patient"), control_rate_hz=5.0)
-
-
 @pytest.fixture(autouse=True)
 def _scheduling_is_left_alone() -> Iterator[None]:
     """libfranka raises the thread that connects to SCHED_FIFO 99: what is left there starves all later tests."""

@@ -102,8 +102,8 @@ def test_a_bundle_for_another_arm_or_in_other_units_is_refused(bundle, tmp_path,
 
 def test_a_bundle_whose_rate_the_encoder_cannot_hold_is_refused_before_a_motion(bundle, tmp_path):
     pytest.importorskip("franky", reason="the arm's default driver needs franky-control")
-    done = deploy(changed(bundle, tmp_path, control_rate_hz=200.0), tmp_path / "run")
-    assert done.returncode == 1 and "the bundle wants 200 Hz, a period of 5.0 ms" in done.stderr, done.stderr
+    done = deploy(changed(bundle, tmp_path, control_rate_hz=2000.0), tmp_path / "run")
+    assert done.returncode == 1 and "the bundle wants 2000 Hz, a period of 0.5 ms" in done.stderr, done.stderr
     assert "motion_started" not in events(tmp_path / "run")
 
 

@@ -116,13 +116,13 @@ def arm() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def words(patient_bundle, arm, tmp_path) -> list[str]:
+def words(bundle, arm, tmp_path) -> list[str]:
     """The command that runs the policy on the arm."""
     noise = np.random.default_rng(0).integers(0, 255, (60, 48, 64, 3), np.uint8)  # another picture every time
     write_mp4(tmp_path / "noise.mp4", noise, 30.0)
     seen = f"cameras=[front=file:{tmp_path / 'noise.mp4'},wrist=file:{tmp_path / 'noise.mp4'}]"
     return command(
-        patient_bundle,
+        bundle,
         tmp_path / "run",
         "robot=fr3",
         f"address={arm.address}",
