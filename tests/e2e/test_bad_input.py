@@ -165,5 +165,5 @@ def test_nothing_is_left_behind_by_a_refused_command(capsys, tmp_path):
     demonstrations(tmp_path / "demos", env_id="somebody/Else-v3")
     refused(capsys, "train-policy", "encoder=none", "demos=demos", "demonstrations=2", "run=run")
     left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert left <= {"config.yaml", "provenance.json"}
+    assert left <= {"config.yaml", "provenance.json", ".lock"}
     shutil.rmtree(tmp_path / "run")

@@ -250,3 +250,13 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="'lr': -1"):
         settings(lr=-1)
     assert json.dumps(settings().same_run())
+
+
+def test_beyond_a_million_steps_the_newest_checkpoint_is_kept(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer = adamw(list(model.named_parameters()), lr=1e-3, weight_decay=0.0)
+    for step in (999_999, 1_000_001):  # as text the second sorts before the first
+        state = checkpoint.snapshot(step, model, optimizer, config={}, notes={})
+        checkpoint.save(tmp_path, state, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["1000001"]
+    assert checkpoint.last(tmp_path).resolve().name == "1000001"
