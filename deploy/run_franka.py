@@ -172,9 +172,7 @@ def summary(config: DeployConfig, description: Any, measured: Any, outcomes: Seq
     }
 
 
-def start_cameras(
-    config: DeployConfig, description: Any, folder: Path, stack: contextlib.ExitStack
-) -> CameraPlaces:
+def start_cameras(config: DeployConfig, description: Any, folder: Path, stack: contextlib.ExitStack) -> CameraPlaces:
     """Start a process for each camera that the bundle looks through; ValueError for a missing one."""
     given = dict(entry.split("=", 1) for entry in config.cameras if "=" in entry)
     missing = [name for name in description["cameras"] if name not in given]

@@ -54,9 +54,7 @@ def make_emulator(config: DeployConfig, description: Any, run_dir: Path) -> Emul
 def make_twin_cell(description: Any, folder: Path) -> TwinCell:
     """Return the twin's cell of the bundle's task; the control process starts it."""
     task = description["task"]
-    return TwinCell(
-        folder, task["env_id"], scene_options(task), tuple(description["cameras"]), int(task["image_size"])
-    )
+    return TwinCell(folder, task["env_id"], scene_options(task), tuple(description["cameras"]), int(task["image_size"]))
 
 
 def scene_options(task: Any) -> dict[str, Any]:
