@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from deploy.bridge.policy_end import PolicyEnd, camera_file, connect, create_all
 from deploy.bridge.wire import PORT, Channel, Hello, WireError, make_hello
 from deploy.deploy_config import DeployConfig
+from deploy.person import stop_signals
 from deploy.policy_loop import InferenceConfig, InferenceProcess, check_rate
 from deploy.realtime.limits import Margins
 from deploy.realtime.mailbox import memory_folder
@@ -93,7 +92,7 @@ def deploy_bridge(config: BridgeConfig, run_dir: Path) -> int:
     Start both sides in any order; the policy's prints the hash that the robot's side has to be given. Ctrl-C on the
     robot's side, and the keys that `toto_robot deploy` has, stop the arm in a ramp; so does a lost link.
     """
-    with _stop_signals():
+    with stop_signals():
         if config.side == "policy":
             return _policy_side(config, run_dir)
         from deploy.bridge_robot_side import robot_side
@@ -145,16 +144,3 @@ def _connect(config: BridgeConfig, hello: Hello) -> Channel:
                 print(f"{error}; trying on", flush=True)
             told = True
             time.sleep(_AGAIN_S)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Any:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

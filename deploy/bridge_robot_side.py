@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 import socket
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,22 +14,23 @@ from typing import Any
 from deploy.bridge.robot_end import RobotEnd, greet
 from deploy.bridge.wire import Channel, Hello, Refused, WireError
 from deploy.bridge_command import BridgeConfig
-from deploy.cameras.capture import CaptureProcess, CaptureSettings, make_source
 from deploy.cameras.reader import CameraSettings
+from deploy.cameras.start import CameraPlaces, start_cameras
 from deploy.deploy_config import control_config, preflight_config
 from deploy.emulator.client import Emulator
 from deploy.operator_keys import OperatorKeys
+from deploy.person import confirm_motion
 from deploy.policy_loop import InferenceConfig, InferenceProcess, check_rate
 from deploy.preflight import require_host, require_robot
 from deploy.realtime.mailbox import Mailbox, memory_folder
 from deploy.realtime.records import EPISODE, EPISODE_FILE, INFERENCE, INFERENCE_FILE, frame_dtype
 from deploy.session import Session, Watch
+from deploy.simulated_cell import emulated_cameras, make_emulator
 from deploy.task_interface import check_task
 from toto_robot.run_folder import write_json
 
 _SETTLE_S = 0.5
 _TROUBLE_S = 15.0  # without a policy step
-Cameras = dict[str, tuple[Path, tuple[int, int]]]
 
 
 def robot_side(config: BridgeConfig, run_dir: Path) -> int:
@@ -42,17 +42,16 @@ def robot_side(config: BridgeConfig, run_dir: Path) -> int:
         check_task(hello.task)
         folder = memory_folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        emulator = stack.enter_context(_emulator(config, hello, run_dir)) if config.robot == "emulator" else None
-        size = (hello.image_size, hello.image_size)
-        cameras = (
-            {name: (path, size) for name, path in emulator.cameras.items()}
-            if emulator
-            else _start_cameras(config, hello, folder, stack)
-        )
+        description, emulator = {"task": hello.task, "cameras": hello.cameras}, None
+        if config.robot == "emulator":
+            emulator = stack.enter_context(make_emulator(config.deployment, description, run_dir))
+            cameras = emulated_cameras(emulator, description)
+        else:
+            cameras = start_cameras(config.cameras, hello.cameras, folder, stack)
         address = emulator.address if emulator else str(config.address)
         require_robot(preflight_config(config.deployment), address)
         period_s = 1.0 / float(hello.task["control_rate_hz"])
-        control = control_config(config.deployment, address, {"task": hello.task}, run_dir)
+        control = control_config(config.deployment, address, description, run_dir)
         session = Session(folder, control, InferenceConfig(bundle=Path(), cameras={}, log_folder=run_dir))
         session.inference = remote = RemotePolicy(channel, hello, folder, cameras)
         stack.push(remote)
@@ -60,7 +59,7 @@ def robot_side(config: BridgeConfig, run_dir: Path) -> int:
         check_rate(remote.wait_ready(), 1.0 / period_s)
         session.wait_connected()
         if emulator is None and not config.dry_run:
-            _confirm_motion(config)
+            confirm_motion(config.address)
         outcomes = _episodes(config, hello, session, emulator, cameras, run_dir)
         reason = remote.end.error if remote.end else ""
         rejected = dict(remote.end.rejected) if remote.end else {}
@@ -76,7 +75,7 @@ def robot_side(config: BridgeConfig, run_dir: Path) -> int:
 class RemotePolicy(InferenceProcess):
     """Stands in a session where the inference process stands, which runs on the other computer."""
 
-    def __init__(self, channel: Channel, hello: Hello, folder: Path, cameras: Cameras) -> None:
+    def __init__(self, channel: Channel, hello: Hello, folder: Path, cameras: CameraPlaces) -> None:
         self._folder, self._hello, self.process = folder, hello, None
         self._link, self._cameras = channel, cameras
         self.end: RobotEnd | None = None
@@ -115,40 +114,13 @@ def _welcome(config: BridgeConfig) -> tuple[Channel, Hello]:
             return channel, hello
 
 
-def _emulator(config: BridgeConfig, hello: Hello, run_dir: Path) -> Emulator:
-    task = hello.task
-    options: dict[str, Any] = {"preset": task["preset"], **(task.get("options") or {})}
-    if task.get("randomization"):
-        options["randomize"] = task["randomization"]
-    return Emulator(
-        task["env_id"],
-        robot=config.emulated,
-        seed=config.first_seed,
-        cameras=hello.cameras,
-        image_size=hello.image_size,
-        options=options,
-        event_file=run_dir / "robot_events.jsonl",
-    )
-
-
-def _start_cameras(config: BridgeConfig, hello: Hello, folder: Path, stack: contextlib.ExitStack) -> Cameras:
-    given = dict(entry.split("=", 1) for entry in config.cameras if "=" in entry)
-    missing = [name for name in hello.cameras if name not in given]
-    if missing:
-        raise ValueError(
-            f"the bundle looks through {', '.join(hello.cameras)}: cameras={list(config.cameras)} lacks one"
-        )
-    started: Cameras = {}
-    for name in hello.cameras:
-        settings = CaptureSettings(name=name, source=given[name])
-        make_source(settings)  # an unknown kind is refused here
-        process = stack.enter_context(CaptureProcess(settings, folder / f"camera_{name}"))
-        started[name] = (process.path, (settings.height, settings.width))
-    return started
-
-
 def _episodes(
-    config: BridgeConfig, hello: Hello, session: Session, emulator: Emulator | None, cameras: Cameras, run_dir: Path
+    config: BridgeConfig,
+    hello: Hello,
+    session: Session,
+    emulator: Emulator | None,
+    cameras: CameraPlaces,
+    run_dir: Path,
 ) -> list[dict[str, Any]]:
     horizon = config.horizon or int(hello.task["horizon_steps"])
     seconds = horizon / float(hello.task["control_rate_hz"])
@@ -177,7 +149,7 @@ def _episodes(
     return outcomes
 
 
-def _wait_for_pictures(cameras: Cameras, camera_s: float) -> None:
+def _wait_for_pictures(cameras: CameraPlaces, camera_s: float) -> None:
     """Wait until every camera gives frames; RuntimeError names one that does not."""
     until_s = time.monotonic() + camera_s
     for name, (path, shape) in cameras.items():
@@ -186,11 +158,3 @@ def _wait_for_pictures(cameras: Cameras, camera_s: float) -> None:
                 if time.monotonic() > until_s:
                     raise RuntimeError(f"camera {name} gives no pictures; nothing has moved")
                 time.sleep(0.02)
-
-
-def _confirm_motion(config: BridgeConfig) -> None:
-    if not sys.stdin.isatty():
-        raise RuntimeError("a real arm moves only after a person confirmed it: run this in a terminal, or dry_run=true")
-    print(f"\nThe arm at {config.address} will move. Nobody within its reach? The user stop in your hand?")
-    if input("type yes to begin: ").strip().lower() != "yes":
-        raise RuntimeError("not confirmed; nothing has moved")

@@ -20,8 +20,10 @@ from typing import Any
 from tqdm import tqdm
 
 from deploy.cameras.reader import wait_for_first
+from deploy.cameras.start import start_cameras
 from deploy.deploy_config import ROBOTS, DeployConfig, control_config, preflight_config
 from deploy.drivers.connect import DEFAULT
+from deploy.person import confirm_motion, stop_signals
 from deploy.policy_loop import InferenceConfig, check_rate, measure
 from deploy.preflight import require_host, require_robot
 from deploy.realtime.mailbox import memory_folder
@@ -29,7 +31,6 @@ from deploy.recording.keys import RecordingKeys
 from deploy.recording.operators import Corrected, Keyboard, Operator, Scripted, SpaceMouse
 from deploy.recording.recorder import ArmSession, Emulated, Recorded, Recorder
 from deploy.recording.twin import SceneTwin
-from deploy.run_franka import confirm_motion, start_cameras, stop_signals
 from deploy.servo_model import LASTS_S
 from deploy.simulated_cell import emulated_cameras, make_emulator, prepare
 from deploy.task_interface import check_task
@@ -128,14 +129,15 @@ def record_demos(config: RecordDemosConfig, run_dir: Path) -> int:
             emulated = Emulated(stack.enter_context(make_emulator(deployment, description, run_dir)), SceneTwin(task))
             cameras, address = emulated_cameras(emulated.emulator, description), emulated.emulator.address
         else:
-            cameras, address = start_cameras(deployment, description, folder, stack), str(config.address)
+            cameras = start_cameras(deployment.cameras, description["cameras"], folder, stack)
+            address = str(config.address)
         require_robot(preflight_config(deployment), address)
         wait_for_first(cameras, deployment.camera_s)
         control = control_config(deployment, address, description, run_dir)
         session = stack.enter_context(ArmSession(folder, control))
         session.wait_connected()
         if emulated is None and config.operator != "guiding":
-            confirm_motion(deployment)
+            confirm_motion(deployment.address)
         keys = stack.enter_context(RecordingKeys(session))
         recorder = Recorder(
             InferenceConfig(bundle=Path(config.policy or ""), cameras=cameras, log_folder=run_dir),

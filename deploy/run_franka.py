@@ -12,27 +12,26 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from deploy.cameras.capture import CaptureProcess, CaptureSettings, make_source
 from deploy.cameras.reader import wait_for_first
+from deploy.cameras.start import start_cameras
 from deploy.deploy_config import ROBOTS, DeployConfig, control_config, preflight_config
 from deploy.emulator.client import Emulator
 from deploy.episode_log import append_episode
 from deploy.operator_keys import OperatorKeys
+from deploy.person import confirm_motion, stop_signals
 from deploy.policy_loop import InferenceConfig, check_rate
 from deploy.preflight import require_host, require_robot
 from deploy.realtime.mailbox import memory_folder
 from deploy.session import Outcome, ProcessDied, Session, Watch
 from deploy.simulated_cell import (
-    CameraPlaces,
     SimulatedCell,
     emulated_cameras,
     make_emulator,
@@ -67,7 +66,11 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
         cell = make_cell(config, description, folder, run_dir)
         if isinstance(cell, Emulator):
             stack.enter_context(cell)
-        cameras = emulated_cameras(cell, description) if cell else start_cameras(config, description, folder, stack)
+        cameras = (
+            emulated_cameras(cell, description)
+            if cell
+            else start_cameras(config.cameras, description["cameras"], folder, stack)
+        )
         address = cell.address if isinstance(cell, Emulator) else str(config.address)
         require_robot(preflight_config(config), address)
         control = control_config(config, address, description, run_dir)
@@ -89,7 +92,7 @@ def deploy(config: DeployConfig, run_dir: Path) -> int:
         wait_for_first(cameras, config.camera_s)
         print(f"policy: {measured['p50_ms']:.1f} ms a step (p99 {measured['p99_ms']:.1f}); {control.driver} connected")
         if cell is None and not config.dry_run:
-            confirm_motion(config)
+            confirm_motion(config.address)
         outcomes = run_episodes(config, description, session, cell, run_dir)
     write_json(run_dir / "deploy.json", summary(config, description, measured, outcomes))
     rate = Rate(successes=sum(outcome["ended"] == "success" for outcome in outcomes), episodes=len(outcomes))
@@ -129,35 +132,6 @@ def run_episodes(
     return outcomes
 
 
-def confirm_motion(config: DeployConfig) -> None:
-    """Ask the person at the terminal before the first motion; RuntimeError without a terminal or without a yes."""
-    if not sys.stdin.isatty():
-        raise RuntimeError("a real arm moves only after a person confirmed it: run this in a terminal, or dry_run=true")
-    print(f"\nThe arm at {config.address} will move. Nobody within its reach? The user stop in your hand?")
-    with contextlib.suppress(EOFError):
-        if input("type yes to begin: ").strip().lower() == "yes":
-            return
-    raise RuntimeError("not confirmed; nothing has moved")
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP (a lost terminal) into what Ctrl-C is: the run ends, the arm in a ramp.
-
-    SIGINT too: a program that a script starts in the background inherits that it is ignored, and a robot must hear it.
-    """
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def summary(config: DeployConfig, description: Any, measured: Any, outcomes: Sequence[Any]) -> dict[str, Any]:
     """Return deploy.json: what ran on what, and how it went."""
     rate = Rate(successes=sum(outcome["ended"] == "success" for outcome in outcomes), episodes=len(outcomes))
@@ -170,24 +144,6 @@ def summary(config: DeployConfig, description: Any, measured: Any, outcomes: Seq
         "successes": rate.successes,
         "wilson95": [round(bound, 4) for bound in rate.interval],
     }
-
-
-def start_cameras(config: DeployConfig, description: Any, folder: Path, stack: contextlib.ExitStack) -> CameraPlaces:
-    """Start a process for each camera that the bundle looks through; ValueError for a missing one."""
-    given = dict(entry.split("=", 1) for entry in config.cameras if "=" in entry)
-    missing = [name for name in description["cameras"] if name not in given]
-    if missing or len(given) < len(config.cameras):
-        raise ValueError(
-            f"the bundle looks through {', '.join(description['cameras'])}: give cameras=[<name>=<source>,...], "
-            f"such as [{description['cameras'][0]}=opencv:0]; got {list(config.cameras)}"
-        )
-    started = {}
-    for name in description["cameras"]:
-        settings = CaptureSettings(name=name, source=given[name])
-        make_source(settings)  # an unknown kind is refused here
-        process = stack.enter_context(CaptureProcess(settings, folder / f"camera_{name}"))
-        started[name] = (process.path, (settings.height, settings.width))
-    return started
 
 
 __all__ = [

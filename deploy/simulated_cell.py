@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from deploy.cameras.start import CameraPlaces
 from deploy.deploy_config import DeployConfig
 from deploy.emulator.client import Emulator
 from deploy.operator_keys import OperatorKeys
@@ -21,8 +22,6 @@ from deploy.twin_cell import TwinCell
 
 _STATUS_S = 0.1  # between two questions to the scene
 _SETTLE_S = 0.5  # after a reset: the hand reports ten times a second
-
-CameraPlaces = dict[str, tuple[Path, tuple[int, int]]]  # name -> mailbox and the (height, width) that stand in it
 
 
 class SimulatedCell(Protocol):

@@ -3,7 +3,8 @@
     python tests/deploy/adversary_client.py <address> <milliseconds> <seed>
 
 pylibfranka sends the commands as joint positions at 1 kHz: the robot then refuses any step in velocity or acceleration.
-Prints one JSON line: how many commands, and the exception that ended the motion, if one did.
+The judge of `adversary.py` looks at the same commands. Prints one JSON line: how many commands, the exception that
+ended the motion, if one did, and the largest share of every limit that they used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 
 import numpy as np
 import pylibfranka
-from adversary import NAMES, adversaries
+from adversary import NAMES, Judge, adversaries
 
 from deploy.kinematics import grasp_point
 from deploy.realtime.braking import Motion
@@ -50,6 +51,7 @@ def main() -> None:
     limits = limits.starting_at(start[0])
     dt_s = DT_S
     error, sent, ages = "", 0, np.zeros(1)
+    positions, times_s = [start] * 4, [DT_S * tick for tick in range(4)]
     try:
         for tick in range(length_ms):
             # At first only the start position: until an answer came within its millisecond the robot drops late ones.
@@ -62,6 +64,8 @@ def main() -> None:
                     q, dq, _, age = adversary(tick // 5, now, 5 * DT_S)
                 age_s = ages + (np.inf if tick > length_ms - STILL_MS - PIECE_MS else age)
                 now, _ = filter_target(now, (q, dq), np.array(state.q)[None], age_s, limits, dt_s)
+                positions.append(now.q_rad)
+                times_s.append(times_s[-1] + dt_s)
             command = pylibfranka.JointPositions(now.q_rad[0].tolist())
             command.motion_finished = tick == length_ms - 1
             control.writeOnce(command)
@@ -71,7 +75,11 @@ def main() -> None:
                 dt_s = min(max(passed.to_sec(), DT_S), MAX_DT_S)  # more than one cycle where one was lost
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"
-    print(json.dumps({"sent": sent, "error": error, "moved_rad": float(np.abs(now.q_rad - start).max())}))
+    judge = Judge()
+    judge.see(np.stack(positions), np.array(times_s), limits.joint)
+    moved_rad = float(np.abs(now.q_rad - start).max())
+    told = {"sent": sent, "error": error, "moved_rad": moved_rad, "worst": judge.worst, "outside": judge.outside()}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def test_no_limit_reflex_at_1_khz(seed: int) -> None:
         result = json.loads(done.stdout)
         events = emulator.events()
     assert result["error"] == "" and result["sent"] == LENGTH_MS
+    assert result["outside"] == [] and min(result["worst"].values()) > 0.5, result["worst"]
     assert result["moved_rad"] > 0.2
     assert [event["status"] for event in events if event["event"] == "motion_ended"] == ["success"]
     assert not [event for event in events if "reflex" in event["event"] or "error" in event["event"]]

@@ -13,8 +13,9 @@ from deploy_run import changed, deploy, events
 
 from deploy.drivers import scheduling
 from deploy.emulator.client import Emulator
+from deploy.person import confirm_motion
 from deploy.policy_loop import PolicyRate, check_rate
-from deploy.run_franka import DeployConfig, confirm_motion
+from deploy.run_franka import DeployConfig
 from toto_robot.data.video import write_mp4
 
 
@@ -53,7 +54,7 @@ def test_a_rate_that_the_encoder_cannot_hold_is_refused_with_numbers():
 def test_a_real_arm_needs_a_person_at_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
     with pytest.raises(RuntimeError, match="terminal"):
-        confirm_motion(DeployConfig(policy="bundle", robot="fr3", address="172.16.0.2"))
+        confirm_motion("172.16.0.2")
 
 
 def test_missing_cameras_are_refused(bundle, tmp_path):

@@ -25,11 +25,7 @@ from deploy.operator_keys import OperatorKeys
 from deploy.realtime.records import REPORT_FILE
 from toto_robot.data.video import write_mp4
 
-_ASK = (
-    "from deploy.run_franka import DeployConfig, confirm_motion\n"
-    "confirm_motion(DeployConfig(policy='', robot='fr3', address='172.16.0.2'))\n"
-    "print('it would move')\n"
-)
+_ASK = "from deploy.person import confirm_motion\nconfirm_motion('172.16.0.2')\nprint('it would move')\n"
 
 
 class Terminal:
