@@ -130,7 +130,7 @@ class Trainer:
         rate = learning_rate(index, peak=self._peak, warmup_steps=0, steps=config.updates, final_ratio=0.0)
         set_learning_rate(self.optimizer, rate)
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
-        with _threads(1 if self._workers else config.threads):  # the other cores step environments
+        with _threads(1 if self._workers else config.threads or usable_cores()):  # other cores step environments
             rollout = self._collector.collect(learner.actor_critic, config.rollout_steps, generator)
         collected = time.perf_counter()
         first, scale, values = int(learner.told.count) == 0, 1.0, {}
@@ -138,8 +138,9 @@ class Trainer:
             learner.returns.update(rollout.rewards, rollout.terminated | rollout.truncated)
             scale = 1.0 / learner.returns.deviation
         if not first:  # what was not normalised yet would be learnt wrongly: the first rollout is for the statistics
-            with _threads(config.threads):
-                values = update(config, learner.actor_critic, self.optimizer, rollout, generator, scale)
+            with _threads(1):
+                threads = config.threads or usable_cores()
+                values = update(config, learner.actor_critic, self.optimizer, rollout, generator, scale, threads)
         learner.told.update(rollout.told[rollout.counts])
         self._collector.set_normalizer(learner.told.normalizer())
         now = time.perf_counter()
@@ -165,10 +166,10 @@ def _peak_learning_rate(config: PPOConfig, setting: Setting) -> float:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _threads(count: int) -> Iterator[None]:
     """Let torch compute with so many threads in the block."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or usable_cores())
+    torch.set_num_threads(count)
     try:
         yield
     finally:

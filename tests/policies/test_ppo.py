@@ -232,7 +232,8 @@ def test_the_scale_of_returns_begins_anew_with_each_episode():
     assert scale.deviation == pytest.approx(np.std(sums), rel=1e-4)
 
 
-def test_an_update_follows_the_clipped_objective():
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_update_follows_the_clipped_objective(threads):
     """One epoch of one minibatch is one Adam step along the gradient of the published loss, written out again."""
     config = replace(TINY, epochs=1, minibatches=1, num_envs=4, rollout_steps=32, learning_rate=1e-3, clip_norm=1e9)
     make = partial(make_environment, PENDULUM)
@@ -244,7 +245,8 @@ def test_an_update_follows_the_clipped_objective():
     with torch.no_grad():  # away from the policy that acted, so that ratios differ from 1 and some are clipped
         for each in (model, twin):
             each.head.out.bias.add_(0.2)
-    update(config, model, torch.optim.SGD(model.parameters(), lr=1.0), rollout, torch.Generator())
+    sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    told = update(config, model, sgd, rollout, torch.Generator(), threads=threads)
 
     values = torch.from_numpy(rollout.values)
     gains = torch.zeros(32, 4)
@@ -260,8 +262,18 @@ def test_an_update_follows_the_clipped_objective():
     assert ((ratio - 1).abs() > config.clip).any() and ((ratio - 1).abs() < config.clip).any()
     normed = ((gains - gains.mean()) / gains.std()).flatten()
     objective = torch.minimum(ratio * normed, ratio.clamp(0.9, 1.1) * normed).mean()
-    loss = -objective + 2.0 * ((gains + values[:-1]).flatten() - predicted).square().mean()
+    value_loss = ((gains + values[:-1]).flatten() - predicted).square().mean()
+    loss = -objective + 2.0 * value_loss
     loss.backward()
+    expected = {
+        "policy_loss": -objective,
+        "value_loss": value_loss,
+        "clip_fraction": ((ratio - 1).abs() > config.clip).float().mean(),
+        "entropy": normal.entropy().sum(-1).mean(),
+        "gradient_norm": torch.cat([each.grad.flatten() for each in twin.parameters()]).norm(),
+    }
+    for name, value in expected.items():
+        assert told[f"train/{name}"] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
     for (name, moved), still in zip(model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(moved, still - still.grad, rtol=1e-3, atol=1e-5, msg=name)
 
