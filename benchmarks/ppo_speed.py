@@ -39,6 +39,7 @@ CONFIG = PPOConfig(
     rollout_steps=STEPS,
     trunk=TrunkConfig(activation="selu", proprio_width=64, hidden=WIDTHS),
 )
+STATE = EncoderConfig(name="state")
 MAKE = partial(make_environment, "franka_pick", obs_mode="state", preset="pixmc", action_mode=CONFIG.action_mode)
 
 
@@ -65,8 +66,9 @@ def ours() -> Callable[[], None]:
         make=MAKE,
         task=task_spec(example),
         state_entries=example.observation_space["state"].shape[0],
-        encoder=open_encoder(EncoderConfig(name="state")),
+        encoder=open_encoder(STATE),
         cameras=(),
+        open_encoder=partial(open_encoder, STATE),
     )
     trainer = Trainer(CONFIG, setting, seed=0)
     trainer.open(0).__enter__()  # the processes end with this one

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from policies.heads.base import InputSizes
 from policies.normalize import Normalizer
 from policies.observation import sees_state
 from policies.ppo_actor import ActorCritic, ReturnScale, RunningNormalizer
+from policies.ppo_actors import Acting, ActingProcesses
 from policies.ppo_config import PPOConfig
 from policies.ppo_envs import EnvironmentPool
 from policies.ppo_rollout import Collector, Rollout
@@ -38,6 +39,7 @@ class Setting:
     state_entries: int  # of the simulator's state; only the oracle is told
     encoder: Encoder
     cameras: tuple[str, ...]  # that the encoder sees; none for a blind one
+    open_encoder: Callable[[], Encoder] | None = None  # opens it in another process; None: it sees for all in this one
 
     @property
     def told_names(self) -> tuple[str, ...]:
@@ -45,20 +47,24 @@ class Setting:
         state = range(self.state_entries if sees_state(self.encoder) else 0)
         return (*self.task["proprio_names"], *(f"state_{index}" for index in state))
 
+    @property
+    def sizes(self) -> InputSizes:
+        """Sizes of what the policy sees and is told."""
+        return InputSizes(
+            cameras=self.cameras,
+            tokens_per_frame=self.encoder.tokens_per_frame,
+            token_width=self.encoder.width,
+            proprio_dim=len(self.told_names),
+        )
+
 
 class Learner(nn.Module):
     """All that a checkpoint must hold besides the optimizer: actor, critic and running statistics."""
 
     def __init__(self, config: PPOConfig, setting: Setting, seed: int) -> None:
         super().__init__()
-        encoder, names = setting.encoder, setting.told_names
-        sizes = InputSizes(
-            cameras=setting.cameras,
-            tokens_per_frame=encoder.tokens_per_frame,
-            token_width=encoder.width,
-            proprio_dim=len(names),
-        )
-        self.actor_critic = ActorCritic(config, sizes, len(setting.task["action_names"]), seed)
+        names = setting.told_names
+        self.actor_critic = ActorCritic(config, setting.sizes, len(setting.task["action_names"]), seed)
         self.told = RunningNormalizer(names, config.proprio_normalizer)
         self.returns = ReturnScale(config.discount)
         self._action_names = tuple(setting.task["action_names"])
@@ -97,31 +103,46 @@ class Trainer:
         self._peak = _peak_learning_rate(config, setting)
         parameters = self.learner.actor_critic.parameters()
         self.optimizer = torch.optim.Adam(parameters, lr=self._peak, eps=_ADAM_EPS, fused=True)
-        most = most_workers(usable_cores(), config.num_envs, config.groups)
+        self._apart = setting.open_encoder is not None and config.workers != 0  # every process acts by itself
+        most = most_workers(usable_cores(), config.num_envs, 1 if self._apart else config.groups)
         self._workers = most if config.workers is None else config.workers
-        self._pool: EnvironmentPool | None = None
 
-    def open(self, start: int) -> EnvironmentPool:
+    def open(self, start: int) -> contextlib.AbstractContextManager[Any]:
         """Return the environments, to be entered, for turns from `start` on."""
-        config, task = self.config, self._setting.task
-        self._pool = EnvironmentPool(
-            self._setting.make,
-            num_envs=config.num_envs,
-            workers=self._workers,
-            groups=config.groups,
-            seed=(self._seed, start),
+        config, setting, seed = self.config, self._setting, (self._seed, start)
+        normalizer = self.learner.told.normalizer()
+        low, high = (np.asarray(setting.task[key], np.float32) for key in ("action_low", "action_high"))
+        self._collector: Collector | ActingProcesses
+        if self._apart:
+            assert setting.open_encoder is not None
+            acting = Acting(
+                make=setting.make,
+                open_encoder=setting.open_encoder,
+                config=config,
+                sizes=setting.sizes,
+                cameras=setting.cameras,
+                action_low=low,
+                action_high=high,
+                seed=seed,
+            )
+            self._collector = ActingProcesses(
+                acting, num_envs=config.num_envs, workers=self._workers, normalizer=normalizer
+            )
+            return self._collector
+        pool = EnvironmentPool(
+            setting.make, num_envs=config.num_envs, workers=self._workers, groups=config.groups, seed=seed
         )
         self._collector = Collector(
-            self._pool,
-            self._setting.encoder,
-            cameras=self._setting.cameras,
+            pool,
+            setting.encoder,
+            cameras=setting.cameras,
             image_size=config.image_size,
-            normalizer=self.learner.told.normalizer(),
-            action_low=np.asarray(task["action_low"], np.float32),
-            action_high=np.asarray(task["action_high"], np.float32),
+            normalizer=normalizer,
+            action_low=low,
+            action_high=high,
             device=self._device,
         )
-        return self._pool
+        return pool
 
     def turn(self, index: int) -> tuple[Rollout, dict[str, float]]:
         """Collect, update, and take the rollout into the statistics; return it and what there is to tell."""
@@ -165,7 +186,7 @@ def _peak_learning_rate(config: PPOConfig, setting: Setting) -> float:
     return 5e-4 if slow else 1e-3
 
 
-@contextmanager
+@contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Let torch compute with so many threads in the block."""
     before = torch.get_num_threads()

@@ -28,8 +28,8 @@ class PPOConfig:
     env_steps: int = 16_384_000  # environment steps of the whole training; PixMC: pick this, cabinet half
     num_envs: int = 64  # environments in lock-step; PixMC 256
     rollout_steps: int = 128  # steps of each environment between updates; PixMC 32
-    workers: int | None = None  # processes that step environments; null: one a core, shared evenly; 0: this one
-    groups: int = 2  # parts of the environments that step in turns: one moves while the policy thinks for another
+    workers: int | None = None  # processes that step environments (on a CPU also act); null: one a core; 0: this one
+    groups: int = 2  # on a GPU: parts of the environments, one of which moves while the policy thinks for another
     action_mode: str = "ee_delta"  # ee_delta (as demonstrations) or joint_delta (PixMC's)
     image_size: int = 64  # height and width of a camera image, px
     epochs: int = 10  # passes over a rollout

@@ -39,7 +39,7 @@ class Rollout:
     counts: np.ndarray  # (T, B) bool: false where the observation was an episode's last and the action went nowhere
     episodes: list[Episode] = field(default_factory=list)
     reward_terms: dict[str, float] = field(default_factory=dict)  # sums
-    encode_s: float = 0.0
+    encode_s: float = 0.0  # this and the next two: of all processes that acted
     policy_s: float = 0.0  # encoder included
     wait_s: float = 0.0  # for environments
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def learn_by_trial(
     eyes = open_encoder(encoder)
     seen = seen_cameras(eyes, cameras)
     setting = learning_setting(config, env=env, preset=preset, cameras=seen, filmed=cameras, encoder=eyes)
+    if config.device == encoder.device == "cpu":
+        setting = replace(setting, open_encoder=partial(open_encoder, encoder))
     training = {
         "learner": "ppo",
         "env_steps": config.updates * config.batch_steps,

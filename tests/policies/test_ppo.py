@@ -156,6 +156,40 @@ def test_each_frame_is_encoded_once_and_kept_as_the_encoder_gave_it(toto):
         np.testing.assert_allclose(kept[camera][:, row].float(), expected, atol=5e-3)
 
 
+@pytest.mark.render
+@pytest.mark.parametrize("pixels", [False, True])
+def test_processes_that_act_by_themselves_do_what_this_one_does(toto, pixels):
+    """Each process's part is what a collector here makes of the same environments, weights and noise."""
+    cameras, encoder = (("front",), toto) if pixels else ((), EncoderConfig(name="none"))
+    settings = {"obs_mode": "pixels", "cameras": cameras, "image_size": 32} if pixels else {}
+    make = partial(make_environment, "franka_pick" if pixels else PENDULUM, **settings)
+    task, opened = task_spec(make()), open_encoder(encoder)
+    setting = ppo.Setting(
+        make=make, task=task, state_entries=0, encoder=opened, cameras=cameras,
+        open_encoder=partial(open_encoder, encoder),
+    )  # fmt: skip
+    trainer = ppo.Trainer(replace(TINY, workers=2, rollout_steps=7), setting, seed=5)
+    model, normal = trainer.learner.actor_critic, RunningNormalizer(setting.told_names, "none").normalizer()
+    with trainer.open(3) as acting:
+        both = [acting.collect(model, 7, torch.Generator().manual_seed(turn)) for turn in range(2)]
+    assert both[0].actions.shape == (7, 4, len(task["action_names"]))
+    for number in range(2):
+        with EnvironmentPool(make, num_envs=2, workers=0, groups=1, seed=(5, 3, number)) as pool:
+            collector, *_ = _collector(pool, make, opened, cameras)
+            collector.set_normalizer(normal)
+            for turn, rollout in enumerate(both):
+                seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(turn)).tolist()
+                alone = collector.collect(model, 7, torch.Generator().manual_seed(seeds[number]))
+                for name in ("proprio", "actions", "log_probability", "told", "values", "rewards", "counts"):
+                    part = np.asarray(getattr(rollout, name))[:, 2 * number : 2 * number + 2]
+                    np.testing.assert_allclose(part, np.asarray(getattr(alone, name)), rtol=1e-4, atol=1e-5)
+                for camera in cameras:
+                    part = rollout.tokens[camera][:, 2 * number : 2 * number + 2].float()
+                    torch.testing.assert_close(part, alone.tokens[camera].float(), rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match="3 processes share evenly, got 4"):
+        ppo.Trainer(replace(TINY, workers=3), setting, seed=0).open(0)
+
+
 def test_environments_must_share_out_evenly():
     with pytest.raises(ValueError, match=r"a multiple of 4, got 6"):
         EnvironmentPool(partial(make_environment, PENDULUM), num_envs=6, workers=2, groups=2, seed=(0,))
