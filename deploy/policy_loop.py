@@ -45,6 +45,7 @@ from deploy.realtime.records import (
 from deploy.robot_clock import RobotClock
 from deploy.servo_model import servo_path
 from deploy.task_interface import Command, Measured, TaskInterface
+from toto_robot.one_thread import ONE_THREAD, environment_variables
 from toto_robot.run_folder import write_json
 
 __all__ = [
@@ -98,7 +99,8 @@ class InferenceProcess:
         self.process = context.Process(
             target=self._main, args=(self._config, self._folder, os.getpid()), name="inference"
         )
-        self.process.start()
+        with environment_variables(ONE_THREAD):  # torch is told its threads by name
+            self.process.start()
         return self
 
     def alive(self) -> bool:

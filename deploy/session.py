@@ -38,6 +38,7 @@ from deploy.realtime.records import (
     create_mailboxes,
     text,
 )
+from toto_robot.one_thread import ONE_THREAD, environment_variables
 from toto_robot.run_folder import write_text
 
 _POLL_S = 0.02
@@ -111,7 +112,8 @@ class Session:
             context = multiprocessing.get_context("spawn")
             arguments = (self._control_config, self.folder, os.getpid(), self._make)
             self.control = context.Process(target=control_main, args=arguments, name="control")
-            self.control.start()
+            with environment_variables(ONE_THREAD):
+                self.control.start()
         except BaseException:
             self.__exit__(None, None, None)
             raise

@@ -18,10 +18,9 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
-Worker = Callable[..., Iterator[Any]]  # (jobs, *arguments) -> results
+from toto_robot.one_thread import ONE_THREAD, environment_variables
 
-# The last one is Mesa's software renderer.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS"), "1")
+Worker = Callable[..., Iterator[Any]]  # (jobs, *arguments) -> results
 
 
 def usable_cores() -> int:
@@ -133,18 +132,3 @@ def _jobs(pipe: Connection[Any, Any]) -> Iterator[Any]:
 def _send_error(pipe: Connection[Any, Any], kind: str, text: str) -> None:
     with contextlib.suppress(OSError):
         pipe.send((kind, text))
-
-
-@contextlib.contextmanager
-def environment_variables(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -16,7 +16,8 @@ from typing import Any
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from policies.environment import make_environment
-from policies.processes import ONE_THREAD, environment_variables, usable_cores
+from policies.processes import usable_cores
+from toto_robot.one_thread import ONE_THREAD, environment_variables
 
 
 def make_vector(env: str, *, num_envs: int | None = None, workers: int | None = None, **settings: Any) -> VectorEnv:

@@ -21,6 +21,7 @@ import numpy as np
 
 from deploy.realtime.mailbox import Mailbox
 from deploy.realtime.records import frame_dtype
+from toto_robot.one_thread import ONE_THREAD, environment_variables
 
 _REOPEN_S = 1.0
 _WARM_UP_FRAMES = 5  # while exposure settles
@@ -109,7 +110,8 @@ class CaptureProcess:
         Mailbox(self.path, frame_dtype(self.settings.height, self.settings.width), create=True).close()
         context = multiprocessing.get_context("spawn")
         self._process = context.Process(target=_main, args=(self.settings, self.path, os.getpid()), daemon=True)
-        self._process.start()
+        with environment_variables(ONE_THREAD):
+            self._process.start()
         return self
 
     def __exit__(self, *error: Any) -> None:

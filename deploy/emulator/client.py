@@ -19,6 +19,7 @@ from typing import Any, Self
 from deploy.emulator.cameras import camera_file
 from deploy.emulator.connections import CONTROL_PORT
 from deploy.realtime.mailbox import memory_folder
+from toto_robot.one_thread import ONE_THREAD
 
 START_TIMEOUT_S = 120.0  # the first scene of a machine is composed from robosuite's models
 _numbers = itertools.count(1)
@@ -79,7 +80,8 @@ class Emulator:
         """
         command = [sys.executable, "-m", "deploy.emulator", json.dumps(self._settings)]
         root = str(Path(__file__).resolve().parents[2])
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])))
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": path}
         log = open(self.folder / "log", "w+")  # noqa: SIM115 (the process writes to it)
         # In a session of its own: a terminal's Ctrl-C or hang-up reaches programs, not a robot.
         self._process = subprocess.Popen(

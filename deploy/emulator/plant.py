@@ -22,6 +22,7 @@ _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 SUCCESS_STEPS = 10  # control steps in a row at the goal, as the simulated task counts
 # Rows of the constraint force from here on come from contacts: MuJoCo's kinds are in that order.
 _FIRST_CONTACT = int(mujoco.mjtConstraint.mjCNSTR_CONTACT_FRICTIONLESS)
+_DAMPING = 1e-4 * np.eye(6)  # of the least squares that turn joint torques into a wrench
 _FLANGE_M = np.array([0.0, 0.0, 0.107])  # in the frame of link 7 (FCI documentation, Denavit-Hartenberg parameters)
 
 
@@ -174,8 +175,9 @@ class Plant:
         """Return the wrench of external torques (7,) at the hand (6,), base axes, by damped least squares."""
         mujoco.mj_jacBody(self.model, self.data, self._jacobian[:3], self._jacobian[3:], self._flange)
         jacobian = self._jacobian[:, :ARM_JOINTS]
-        gram = jacobian @ jacobian.T + 1e-4 * np.eye(6)
-        world = np.linalg.solve(gram, jacobian @ external_nm)
+        gram, world = jacobian @ jacobian.T + _DAMPING, np.empty(6)
+        mujoco.mju_cholFactor(gram, 0.0)  # in place
+        mujoco.mju_cholSolve(world, gram, jacobian @ external_nm)
         return (world.reshape(2, 3) @ self.scene.base_rotation).ravel()
 
     # --- parts --------------------------------------------------------------------------------------------------------
