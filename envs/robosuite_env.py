@@ -298,15 +298,25 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
     def _sense(self, objects: bool) -> tuple[list[Floats], list[Floats]]:
         """Return the values of robosuite's sensors: proprioception and, if asked for, objects."""
         cache: dict[str, Any] = {}
+        asked = {
+            name: observable
+            for name, observable in self.robosuite._observables.items()
+            if observable.is_enabled()
+            and (objects or observable.modality.endswith("proprio"))
+            and not name.endswith(LEFT_OUT)
+        }
+        for name, observable in asked.items():
+            cache[name] = np.asarray(observable._sensor(cache), np.float64)
+        # Where an object is seen from the hand is computed from what PickPlace and others list behind it: robosuite
+        # takes that from the step before, and without one it is zero.
+        for name in (name for name in asked if "_to_" in name):
+            cache[name] = np.asarray(asked[name]._sensor(cache), np.float64)
         proprio: list[Floats] = []
         rest: list[Floats] = []
-        for name, observable in self.robosuite._observables.items():
-            of_robot = observable.modality.endswith("proprio")
-            if not observable.is_enabled() or not (objects or of_robot) or name.endswith(LEFT_OUT):
-                continue
-            cache[name] = value = np.asarray(observable._sensor(cache), np.float64)
+        for name, observable in asked.items():
             if observable.is_active():
-                (proprio if of_robot else rest).append(value.reshape(-1))
+                of_robot = observable.modality.endswith("proprio")
+                (proprio if of_robot else rest).append(cache[name].reshape(-1))
         return proprio, rest
 
     def _observe(self) -> dict[str, Any]:

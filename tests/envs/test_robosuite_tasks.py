@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -321,6 +322,31 @@ def test_observations_belong_to_the_state_that_the_step_reached(make: Make) -> N
     assert proprio[names.index("robot0_eef_pos_0")] == pytest.approx(now[0], abs=1e-6)
     assert proprio[:7] == pytest.approx(own["robot0_joint_pos"], abs=1e-6)
     assert 1e-4 < now[0] - own["robot0_eef_pos"][0] < 1e-3, "the lag that is repaired; if it is gone, docs/robosuite.md"
+
+
+@pytest.mark.parametrize("task", ["PickPlaceCan", "NutAssemblySquare"])
+def test_the_object_as_the_hand_sees_it_is_of_this_state(make: Make, task: str) -> None:
+    """In robosuite's own it is of the step before, and zero at first."""
+    env = make(task)
+    observation, _ = env.reset(seed=0)
+    for _ in range(3):
+        robosuite, (_, data) = env.robosuite, env._model_and_data()
+        names = [name for name, each in robosuite._observables.items() if each.is_active() and each.is_enabled()]
+        thing = next(name.removesuffix("_pos") for name in names if name.endswith("_pos") and "robot0" not in name)
+        at = env.task_spec.proprio_names.index("robot0_eef_pos_0")
+        hand_m, (x, y, z, w) = observation["proprio"][at : at + 3], observation["proprio"][at + 3 : at + 7]
+        rotation = np.zeros(9)
+        mujoco.mju_quat2Mat(rotation, np.array([w, x, y, z], float))
+        seen = rotation.reshape(3, 3).T @ (data.body(f"{thing}_main").xpos - hand_m)
+        objects = [name for name in names if robosuite._observables[name].modality == "object"]
+        at = len(observation["proprio"])
+        for name in objects:
+            if name == f"{thing}_to_robot0_eef_pos":
+                break
+            at += 4 if name.endswith("quat") else 3
+        assert np.abs(seen).max() > 0.05
+        assert observation["state"][at : at + 3] == pytest.approx(seen, abs=1e-5)
+        observation = env.step(np.array([0.5, -0.5, 0.5, 0, 0, 0.5, -1.0]))[0]
 
 
 def test_success_is_latched_and_the_expert_lifts(make: Make) -> None:
