@@ -32,6 +32,7 @@ CAN_HOVER_M = 0.14  # above the can's centre: clears the bins' walls, 10 cm
 CAN_OPEN_M = 0.07  # the can is 5 cm thick
 CLEAR_HEIGHT_M, CARRY_HEIGHT_M = 0.13, 0.18  # of the can's centre over the bins' floor, before and while it moves aside
 OVER_PLACE_M = 0.06  # near enough to the middle of its place, whose half sides are 10 and 12 cm, to be let go
+LATE_S = 0.6  # a disturbed hand closes up to so much later than it should
 STANDING_YAW_RAD = np.pi / 2  # of the hand at the start: fingers open along x, away from the nearer walls
 
 
@@ -49,11 +50,24 @@ class RobosuiteExpert:
         self._env, self._plan = env, PLANS[spec.env_id]
         self._disturbance = Disturbance(seed=seed, noise=noise, rate_hz=spec.control_rate_hz)
         self._scale = np.array(spec.action_scale[:6])
+        self._late_steps = LATE_S * spec.control_rate_hz if noise > 0 else 0.0
+        self._rng, self._open_steps = np.random.default_rng((seed, 1)), -1
 
     def act(self) -> ExpertAction:
-        """Return the action for the environment's present state, and the same with this expert's noise."""
+        """Return the action for the environment's present state, and the same with this expert's noise.
+
+        Shoves, and a hand that closes late: else no demonstration has a hand at rest, open, around the object, and
+        who clones them does not know to close there.
+        """
         clean, phase = self._clean()
         executed = self._disturbance.apply(clean)
+        if phase != "close":
+            self._open_steps = -1
+        elif self._open_steps < 0:
+            self._open_steps = int(self._rng.uniform(0.0, self._late_steps))
+        if self._open_steps > 0:
+            self._open_steps -= 1
+            executed[-1] = -1.0
         return ExpertAction(clean.astype(np.float32), executed.astype(np.float32), phase)
 
     def label(self) -> tuple[npt.NDArray[np.float32], str]:

@@ -30,13 +30,29 @@ def run(environment: Any, seed: int, noise: float) -> list[str]:
     pytest.fail(f"no success in 200 steps with seed {seed}, noise {noise}; phases {sorted(set(phases))}")
 
 
-@pytest.mark.parametrize(("seed", "noise"), [(0, 0.0), (1, 0.0), (2, 0.1)])
+@pytest.mark.parametrize(("seed", "noise"), [(0, 0.0), (1, 0.0), (4, 0.1)])
 def test_the_can_is_carried_over_the_wall_and_dropped_in_its_place(can: Any, seed: int, noise: float) -> None:
     phases = run(can, seed, noise)
     assert [name for name in dict.fromkeys(phases) if name != "reach"] == ["descend", "close", "lift", "carry", "drop"]
     robosuite = can.robosuite
     position = robosuite.sim.data._data.xpos[robosuite.obj_body_id["Can"]]
     assert not robosuite.not_in_bin(position, robosuite.object_id)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_a_disturbed_hand_closes_late_and_the_label_says_to_close(can: Any, noise: float) -> None:
+    late = []
+    for seed in range(4):
+        can.reset(seed=seed)
+        expert, late_steps = can.expert(seed=seed, noise=noise), 0
+        for _ in range(60):
+            action = expert.act()
+            late_steps += action.executed[-1] != action.clean[-1]
+            if action.executed[-1] != action.clean[-1]:
+                assert (action.phase, action.clean[-1], action.executed[-1]) == ("close", 1.0, -1.0)
+            can.step(action.executed)
+        late.append(late_steps)
+    assert (max(late) > 2 and len(set(late)) > 1) if noise else max(late) == 0
 
 
 def test_a_label_is_the_clean_action_and_draws_no_noise(can: Any) -> None:
