@@ -22,7 +22,6 @@ from deploy.realtime.gripper import GripperWorker
 from deploy.realtime.interpolate import ChunkFollower, Wish
 from deploy.realtime.machine import IN_CONTROL, Do, Seen, StateMachine
 from deploy.realtime.mailbox import Mailbox
-from deploy.realtime.plan_age import PlanAge
 from deploy.realtime.records import (
     CHUNK,
     CHUNK_FILE,
@@ -50,7 +49,7 @@ class Controller:
         self.config, self.driver = config, driver
         self.limits = config.safety(grasp_point, driver.server_version())
         self.machine = StateMachine(config.machine)
-        self.follower, self._plan_age = ChunkFollower(config.blend_s), PlanAge()
+        self.follower = ChunkFollower(config.blend_s)
         self.quit = False  # set by signal handlers
         self.missed = 0
         self._boxes = {
@@ -95,22 +94,22 @@ class Controller:
         state, failure = self._robot_state()
         operator = self._boxes["operator"].newest()[1]
         self._take_chunk(now_s)
-        robot_age_s = self._plan_age.robot_s(state.robot_time_s if state else None)
         self.quit |= bool(operator["quit"])
         self._asked = bool(operator["stop"]) or bool(operator["hold"]) or self.quit or self._policy_stop
-        seen = Seen(
-            now_s=now_s,
-            chunk_made_s=self.follower.made_s,
-            robot_age_s=robot_age_s,
-            stop=bool(operator["stop"]) or self.quit or self._policy_stop,
-            hold=bool(operator["hold"]),
-            confirmations=int(operator["confirm"]),
-            at_rest=not (np.any(self._command.dq_rad_s) or np.any(self._command.ddq_rad_s2)),
-            mode=state.mode if state else Mode.OTHER,
-            failure=failure,
+        done = self.machine.step(
+            Seen(
+                now_s=now_s,
+                chunk_made_s=self.follower.made_s,
+                stop=bool(operator["stop"]) or self.quit or self._policy_stop,
+                hold=bool(operator["hold"]),
+                confirmations=int(operator["confirm"]),
+                at_rest=not (np.any(self._command.dq_rad_s) or np.any(self._command.ddq_rad_s2)),
+                mode=state.mode if state else Mode.OTHER,
+                failure=failure,
+            )
         )
-        self._act(self.machine.step(seen), state, now_s)
-        guards, wish = self._command_arm(state, seen, self._in_robot_time(dt_s, state))
+        self._act(done, state, now_s)
+        guards, wish = self._command_arm(state, now_s, self._in_robot_time(dt_s, state))
         self._publish(number, state, wish)
         if self.log is not None:
             self._log(self.log, number, deadline_s, now_s, state, guards, wish)
@@ -134,8 +133,7 @@ class Controller:
             return
         following = self.machine.state is Machine.RUNNING and np.isfinite(self.follower.made_s)
         present = self.follower.at(now_s)[:2] if following else (self._command.q_rad, self._command.dq_rad_s)
-        if self.follower.accept(chunk, now_s, present) is None:
-            self._plan_age.taken(self.follower.made_s, now_s)
+        self.follower.accept(chunk, now_s, present)
 
     def _act(self, done: Do, state: RobotState | None, now_s: float) -> None:
         """Do what the machine asks for; a failure goes back to it."""
@@ -181,9 +179,9 @@ class Controller:
         self._credit_s -= step_s
         return step_s
 
-    def _command_arm(self, state: RobotState | None, seen: Seen, dt_s: float) -> tuple[int, Wish | None]:
+    def _command_arm(self, state: RobotState | None, now_s: float, dt_s: float) -> tuple[int, Wish | None]:
         """Send the next command; return the guards that acted and what was asked for."""
-        wish = self.follower.at(seen.now_s) if np.isfinite(self.follower.made_s) else None
+        wish = self.follower.at(now_s) if np.isfinite(self.follower.made_s) else None
         if self._gripper is not None:
             self._gripper.allowed = self.machine.state in IN_CONTROL
         if self.machine.state not in IN_CONTROL or state is None:
@@ -192,14 +190,14 @@ class Controller:
             return 0, None
         running = self.machine.state is Machine.RUNNING and wish is not None
         target = (wish.q_rad, wish.dq_rad_s) if running and wish else (self._command.q_rad, np.zeros(7))
-        age_s = seen.age_s if running else np.inf
+        age_s = now_s - self.follower.made_s if running else np.inf
         measured = self._command.q_rad if self.config.dry_run else state.q_rad
         self._command, guards = filter_target(self._command, target, measured, age_s, self._active, dt_s)
         if not self.config.dry_run:
             try:
                 self.driver.set_target(self._command.q_rad, self._command.dq_rad_s)
             except DriverError as error:
-                self._fail(error, seen.now_s)
+                self._fail(error, now_s)
             if running and wish and self._gripper is not None:
                 self._gripper.want(wish.gripper)
         return int(guards), wish

@@ -4,9 +4,6 @@
                        │ ──stale or hold──► │                     ──user stop──► USER_STOPPED ──confirmed──► RECOVERING
                        └──── stop ───► STOPPING ──at rest──► IDLE ──connection lost──► LOST ──try──► IDLE
 
-A plan is stale by its age in the robot's time (`deploy/realtime/plan_age.py`); the stop after `stop_s` goes by the
-host's clock, which never stands still.
-
 Recovery and reconnection are tried a bounded number of times with doubling pauses; after that an operator's
 confirmation begins them anew. After a user stop nothing happens without one.
 """
@@ -36,8 +33,8 @@ class Do(enum.Enum):
 class MachineSettings:
     """When to give up waiting, and how often to try again."""
 
-    stale_s: float = 0.1  # age of the newest chunk, robot time, from which the arm holds: two policy periods
-    stop_s: float = 0.5  # age by the host's clock from which the motion ends
+    stale_s: float = 0.1  # age of the newest chunk from which the arm holds: two policy periods
+    stop_s: float = 0.5  # age from which the motion ends
     tries: int = 3  # to recover or to connect, before an operator has to confirm
     pause_s: float = 0.5  # before the first try; doubles with each
     forget_s: float = 5.0  # of undisturbed running after which tries count from zero
@@ -59,23 +56,12 @@ class Seen:
 
     now_s: float
     chunk_made_s: float  # stamp of the newest accepted chunk, -inf without one
-    robot_age_s: float = float("inf")  # of that chunk in the robot's time, where that is known
     stop: bool = False  # by the operator, by the policy's stop flag, or because the process ends
     hold: bool = False
     confirmations: int = 0
     at_rest: bool = True  # the command
     mode: Mode = Mode.IDLE
     failure: DriverError | None = None  # what the driver raised
-
-    @property
-    def host_age_s(self) -> float:
-        """Age of the newest chunk by this host's clock."""
-        return self.now_s - self.chunk_made_s
-
-    @property
-    def age_s(self) -> float:
-        """Age of the newest chunk in the robot's time, which is never more than the host's."""
-        return min(self.host_age_s, self.robot_age_s)
 
 
 class StateMachine:
@@ -131,7 +117,7 @@ class StateMachine:
         return Do.NOTHING
 
     def _idle(self, seen: Seen) -> Do:
-        fresh = seen.age_s <= self.settings.stale_s
+        fresh = seen.now_s - seen.chunk_made_s <= self.settings.stale_s
         if seen.stop or seen.hold or not fresh or seen.chunk_made_s <= self._barrier_s:
             return Do.NOTHING
         self.state = Machine.RUNNING
@@ -143,19 +129,17 @@ class StateMachine:
             self.tries = 0
         if seen.stop:
             self.state = Machine.STOPPING
-        elif seen.hold or self._stale(seen):
+        elif seen.hold or seen.now_s - seen.chunk_made_s > self.settings.stale_s:
             self.state = Machine.HOLDING
         return Do.NOTHING
 
     def _holding(self, seen: Seen) -> Do:
-        if seen.stop or seen.host_age_s > self.settings.stop_s:
+        age_s = seen.now_s - seen.chunk_made_s
+        if seen.stop or age_s > self.settings.stop_s:
             self.state = Machine.STOPPING
-        elif not seen.hold and not self._stale(seen):
+        elif not seen.hold and age_s <= self.settings.stale_s:
             self.state = Machine.RUNNING
         return Do.NOTHING
-
-    def _stale(self, seen: Seen) -> bool:
-        return seen.age_s > self.settings.stale_s or seen.host_age_s > self.settings.stop_s
 
     def _stopping(self, seen: Seen) -> Do:
         if not seen.at_rest:

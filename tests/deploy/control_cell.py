@@ -105,13 +105,13 @@ class Cell:
             record[name] = value
         self.chunk_box.put(record)
 
-    def policy(self, *, every_s: float = 0.05, **changes: Any) -> None:
+    def policy(self, **changes: Any) -> None:
         """Keep sending chunks until `silence`."""
         self.silence()
         self._ended.clear()
 
         def send() -> None:
-            while not self._ended.wait(every_s):
+            while not self._ended.wait(0.05):
                 self.send(**changes)
 
         self._policy = threading.Thread(target=send)

@@ -332,27 +332,6 @@ def test_commands_keep_their_limits_in_the_robots_time(start: Callable[..., Cell
     assert travelled == pytest.approx(integral, rel=0.25)  # three times as far by the host's clock
 
 
-def test_a_plan_ages_in_the_robots_time_but_never_moves_the_arm_for_long(start: Callable[..., Cell]) -> None:
-    cell = start(driver_settings={"slowness": 3.0})
-    cell.policy(every_s=0.3)  # stale after 0.2 s of the robot's time, 0.6 s of ours
-    cell.reach(Machine.RUNNING)
-    time.sleep(1.5)
-    cell.silence()
-    cell.reach(Machine.IDLE)
-    assert_ramped_stop(cell.folder)
-    cell.ask(quit=True)
-    cell.end()
-    ticks = read_ticks(cell.log / TICK_FILE)
-    host_age_s = ticks["start_s"] - ticks["chunk_made_s"]
-    fed = ticks["chunk_made_s"] < ticks["chunk_made_s"].max()
-    assert (ticks["machine"][fed & (host_age_s > 0.22) & (host_age_s < 0.3)] == Machine.RUNNING).any()
-    assert not (ticks["machine"][fed] == Machine.HOLDING).any()
-    assert (ticks["machine"][host_age_s > SETTINGS.stop_s + 0.001] != Machine.RUNNING).all()
-    moving = np.flatnonzero(np.abs(ticks["command_dq_rad_s"]).max(axis=1) > 0)
-    newest = np.flatnonzero(ticks["chunk_made_s"] == ticks["chunk_made_s"].max())[0]
-    assert ticks["robot_time_s"][moving[-1]] - ticks["robot_time_s"][newest] < 0.5
-
-
 def test_a_late_loop_skips_deadlines_instead_of_bursting() -> None:
     ticker = Ticker(100.0)
     ticker.wait()

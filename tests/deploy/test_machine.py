@@ -8,7 +8,6 @@ import pytest
 
 from deploy.drivers.base import CommunicationViolation, ConnectionLost, DriverError, Mode, ReflexError, UserStopped
 from deploy.realtime.machine import Do, MachineSettings, Seen, StateMachine
-from deploy.realtime.plan_age import PlanAge
 from deploy.realtime.records import Machine
 
 SETTINGS = MachineSettings(stale_s=0.1, stop_s=0.5, tries=3, pause_s=0.5)
@@ -43,35 +42,6 @@ def test_a_fresh_chunk_starts_and_a_stale_one_holds_then_stops() -> None:
     assert holding[0] == pytest.approx(0.1, abs=0.011) and holding[-1] == pytest.approx(0.5, abs=0.011)
     assert [done for *_, done in states].count(Do.END) == 1
     assert states[-1][1] is Machine.IDLE
-
-
-def test_a_slow_robots_plan_is_stale_later_but_stops_as_soon() -> None:
-    story = Story().running()
-    made_s, states = story.now_s, []
-    for _ in range(60):  # its clock runs at a fifth of ours: 0.1 s of it would be 0.5 s
-        story.now_s += 0.01
-        story.machine.step(
-            Seen(now_s=story.now_s, chunk_made_s=made_s, robot_age_s=0.19 * (story.now_s - made_s), at_rest=True)
-        )
-        states.append((story.now_s - made_s, story.machine.state))
-    assert max(age for age, state in states if state is Machine.RUNNING) == pytest.approx(0.5, abs=0.011)
-    assert [state for _, state in states][-8:] == [Machine.IDLE] * 8
-    story = Story().running()
-    story.step(age_s=0.15, robot_age_s=0.5)  # never older than by the host's clock
-    assert story.machine.state is Machine.HOLDING
-    story.step(age_s=0.15, robot_age_s=0.05)
-    assert story.machine.state is Machine.RUNNING
-
-
-def test_a_plans_age_in_the_robots_time() -> None:
-    age = PlanAge()
-    assert age.robot_s(7.0) == float("inf"), "no plan yet"
-    age.taken(made_s=49.98, now_s=50.0)
-    assert [age.robot_s(at_s) for at_s in (7.0, 7.1, 7.1, 7.3)] == pytest.approx([0.02, 0.12, 0.12, 0.32])
-    assert age.robot_s(None) == float("inf")
-    assert age.robot_s(6.9) == float("inf"), "a clock that went back is another robot's"
-    age.taken(made_s=51.0, now_s=51.01)
-    assert age.robot_s(0.5) == pytest.approx(0.01)
 
 
 def test_holding_goes_on_with_the_next_fresh_chunk() -> None:
