@@ -32,7 +32,7 @@ def save(path: Path, model: PublishedMAE, **extra: Any) -> Path:
 
 def imported(source: Path, out: Path, **settings: Any) -> Any:
     assert import_encoder(ImportEncoderConfig(source=str(source), out=str(out), **settings), out) == 0
-    return load_encoder("mae", path=out, precision="fp32")
+    return load_encoder("mae", path=out, layer="last", precision="fp32")
 
 
 def mvp_small(seed: int = 0) -> PublishedMAE:

@@ -50,8 +50,8 @@ def test_every_encoder_keeps_the_protocol(toto: Path, mae: Path, tmp_path: Path)
 
 
 @torch.no_grad()
-def test_mae_encodes_normalised_unmasked_pixels_at_the_last_layer(mae: Path) -> None:
-    encoder, model = load_encoder(mae, precision="fp32"), from_pretrained(mae)
+def test_mae_encodes_normalised_unmasked_pixels(mae: Path) -> None:
+    encoder, model = load_encoder(mae, layer="last", precision="fp32"), from_pretrained(mae)
     assert isinstance(encoder, MAEEncoder) and encoder.layers == (2,) and encoder.context_frames == 1
     expected = mae_features(model, normalise_pixels(frames(3)), [2])[2]  # type: ignore[arg-type]
     torch.testing.assert_close(encoder.encode(frames(3)), expected)
@@ -73,8 +73,9 @@ def test_random_encoders_follow_their_seed_and_keep_the_tokenizer(toto: Path, ma
 
 
 def test_layers_by_name_and_number(toto: Path, mae: Path) -> None:
-    assert load_encoder(toto).layers == (2,) and load_encoder(mae).layers == (2,)  # of 4 and of 2
-    assert load_encoder(toto, layer="last").layers == (4,) and load_encoder(mae, layer="mid").layers == (1,)
+    assert load_encoder(toto).layers == (2,) and load_encoder(mae).layers == (1,)  # of 4 and of 2
+    assert load_encoder(toto, layer="last").layers == (4,) and load_encoder(mae, layer="last").layers == (2,)
+    assert load_encoder("random_vit", path=mae).layers == load_encoder(mae, layer="mid").layers
     assert load_encoder(toto, layer=3).layers == load_encoder(toto, layer="3").layers == (3,)
     assert load_encoder(toto, layer="0+mid").layers == load_encoder(toto, layer=[0, "mid"]).layers == (0, 2)
     assert load_encoder(toto, layer="last,0").layers == (4, 0)

@@ -25,7 +25,7 @@ def encoders(tmp_path_factory, toto):
     save_pretrained(build_mae(MAE, seed=0), folder)
     return {
         "toto": replace(toto, context_frames=1, layer="last"),
-        "mae": EncoderConfig(name="mae", path=str(folder), precision="fp32"),
+        "mae": EncoderConfig(name="mae", path=str(folder), layer="last", precision="fp32"),
     }
 
 

@@ -89,7 +89,7 @@ def test_what_is_loaded_is_float32_and_as_near_as_its_card_says(
 def test_cards_say_what_was_trained_on_and_what_the_rounding_changed(runs: Path, weights: Path) -> None:
     for run, words in {
         "toto": ["# Toto nano", "| tokens seen | 2,048 |", "features of layer 3 |", "nats per token |"],
-        "mae": ["# MAE nano", "| images seen | 2 |", "features of layer 6 |", "load_encoder("],
+        "mae": ["# MAE nano", "| images seen | 2 |", "features of layer 3 |", "load_encoder("],
         "dvae": [
             "# Tokenizer dvae_nano", "| images seen | 12 |", "codes that are the same |", "dB before", "| PSNR |",
             "compute | not counted", "load_tokenizer(",

@@ -50,8 +50,8 @@ def load_encoder(
     to its decoder. `hf`: a vision model of transformers, a folder or cached id; `timm`: a model's name, with the
     safetensors file `weights` or drawn from `seed`; `image_px` is the picture that these four see, by default their
     own. `none`: no vision. `state`: none either, the policy is told the simulator's state. `layer`: a block (0 =
-    embedding), "mid", or "last", by default mid for Toto and last for others; several, in a list or a string like
-    "0+mid", lie side by side in the features. `context_frames`: how many frames a Toto stream looks back on, by default
+    embedding), "mid", or "last", by default mid for Toto, MAE and their random twins and last for hf and timm; several,
+    in a list or a string like "0+mid", lie side by side in the features. `context_frames`: how many frames a Toto stream looks back on, by default
     all it was trained with. `streaming`: how it goes beyond them, "ring" (the default), "reset", "staggered" or
     "recompute" (`models/streaming.py`). `precision`: "auto", "bf16", "fp32". Raises ValueError for an unknown name, a
     folder that is missing or holds another model, or arguments out of range.
@@ -77,8 +77,8 @@ def load_encoder(
         raise ValueError(f"image_px and weights are for {', '.join(OTHERS)}; {name} has its own")
     if name in ("mae", "random_vit"):
         mae = _mae(folder, None if name == "mae" else seed)
-        last = numbered_layers(layer, mae_config(mae).layers, "last")
-        return MAEEncoder(mae, name=name, layers=last, device=device, precision=precision)
+        layers = numbered_layers(layer, mae_config(mae).layers, "mid")  # Toto's place: the last one is made for pixels
+        return MAEEncoder(mae, name=name, layers=layers, device=device, precision=precision)
     assert folder is not None
     toto = _model(folder, "toto")
     assert isinstance(toto, Toto)

@@ -31,7 +31,7 @@ from toto_robot.models.hub import export_llama, from_pretrained
 model = from_pretrained("<this folder>")          # the backbone alone: logits and features of any layer
 export_llama(model).save_pretrained("<folder>")   # the same function for transformers""",
     "mae": """from toto_robot.encoders.load import load_encoder
-encoder = load_encoder("<this folder>")           # features of the last layer
+encoder = load_encoder("<this folder>")           # features of the middle layer
 features = encoder.encode(frames)                  # uint8 RGB (B, h, w, 3) -> float32 (B, P, D)
 
 from toto_robot.models.hub import from_pretrained
