@@ -57,16 +57,21 @@ def save_bundle(folder: Path, content: BundleContent) -> str:
     write_json(partial / "policy.json", _description(content))
     hashes = _hash_files(partial)
     write_json(partial / "hashes.json", hashes)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(f".{folder.name}.old")  # moved aside, so that a kill leaves a whole bundle or none
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
     return _digest(hashes)
 
 
-def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
+def load_policy(folder: Path | str, device: str = "cpu", execution: ExecutionConfig | None = None) -> Policy:
     """Load a policy from its bundle; ValueError says what is missing or does not match.
 
     `policy.act(observation)` takes `{"proprio": (Dp,), "pixels": {camera: uint8 (h, w, 3)}}` and returns (A,), or the
-    same with a leading batch; `policy.reset()` begins an episode. `device` is where the encoder runs.
+    same with a leading batch; `policy.reset()` begins an episode. `device` is where the encoder runs; `execution`
+    replaces the bundle's own way to turn chunks of actions into one.
     """
     parts = load_parts(Path(folder), device)
     description = parts.description
@@ -75,7 +80,7 @@ def load_policy(folder: Path | str, device: str = "cpu") -> Policy:
         head=parts.head,
         proprio=parts.proprio,
         actions=parts.actions,
-        execution=ExecutionConfig(**description["execution"]),
+        execution=execution or ExecutionConfig(**description["execution"]),
         task=description["task"],
         cameras=tuple(description["cameras"]),
     )

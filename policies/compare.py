@@ -18,8 +18,8 @@ from typing import Any
 from policies.aggregate import forget_views
 from policies.bundle import bundle_hash
 from policies.compare_analysis import analyse, success_curve
-from policies.compare_earlier import Earlier, read_earlier
-from policies.compare_layers import Chosen, choose_layers, costed
+from policies.compare_earlier import Earlier, read_earlier, told_store
+from policies.compare_layers import Chosen, choose_layers, costed, encoder_on
 from policies.compare_plan import (
     PLAIN,
     Cell,
@@ -30,15 +30,16 @@ from policies.compare_plan import (
     demonstrations,
     design,
 )
-from policies.compare_record import Run, failed_records, write_compact
+from policies.compare_record import Run, check_same_demonstrations, failed_records, write_compact
 from policies.compare_report import write_comparison
 from policies.compare_words import sentences
 from policies.encoder import open_encoder
 from policies.encoder_cost import encoder_cost, stored_parameters, total_parameters
 from policies.evaluate import Evaluator, attach_evaluation, read_outcomes
 from policies.failure import training_failed
+from policies.origin import check_made_of, read_made_of
 from policies.statistics import Rate
-from policies.train import BUNDLE, TrainPolicyConfig, check_begun, train_bundle
+from policies.train import BUNDLE, SETTINGS, TrainPolicyConfig, check_begun, train_bundle
 from toto_robot.data.episodes import EpisodeStore
 from toto_robot.run_folder import git_commit, lock_folder, machine, read_json, wait_for_folder, write_json
 
@@ -70,8 +71,10 @@ def compare_encoders(config: CompareConfig, run_dir: Path) -> dict[str, Any]:
     published = earlier.whole(config)
     chosen = choose_layers(config, run_dir, stores, published)
     costs = encoder_costs(costed(config, chosen), run_dir, published)
-    earlier.check_encoders(costs)
-    work = _Work(config, run_dir, earlier, costs, chosen)
+    earlier.check_encoders(costs, config.tasks)
+    told = {**earlier.stores, **{env: told_store(path) for env, path in stores.items() if path is not None}}
+    earlier.check_stores(told)
+    work = _Work(config, run_dir, earlier, costs, chosen, told)
     with Evaluator(config.train.evaluation) as evaluator:
         _run_all(work, stores, evaluator)
     return report(work)
@@ -86,6 +89,7 @@ class _Work:
     earlier: Earlier
     costs: Mapping[str, Any]
     chosen: Chosen  # encoders whose layer was left open
+    stores: Mapping[str, Any]  # task -> how its demonstrations came about
 
     def train_config(self, cell: Cell, store: Path | None) -> TrainPolicyConfig:
         """Return the settings of `train-policy` that make a policy."""
@@ -107,8 +111,9 @@ def report(work: _Work) -> dict[str, Any]:
     result = {
         "design": design(config),
         "machine": machine(),
-        "commit": git_commit(),
+        "commit": git_commit(),  # of this report; policies have their own
         "date": time.strftime("%Y-%m-%d"),
+        "stores": work.stores,
         "sources": list(work.earlier.sources),
         "encoders": {label: {**facts, **_head(runs, label)} for label, facts in work.costs.items()},
         **analyse(
@@ -159,12 +164,14 @@ def read_runs(work: _Work) -> list[Run]:
             run = _read_run(work, cell, test) or work.earlier.runs.get(cell.key(test))
             found += [run] if run is not None else []
     work.earlier.check_scenes((run.env, run.scene) for run in found)
+    check_same_demonstrations([run for run in found if run.key not in work.earlier.runs])
     return found
 
 
 def _read_run(work: _Work, cell: Cell, test: str) -> Run | None:
     """Return what a policy that was trained here did under a condition; None where it is not done."""
-    folder, seeds = work.folder(cell), condition(work.config, test).seeds
+    folder, tested = work.folder(cell), condition(work.config, test)
+    seeds = tested.seeds
     env, encoder, demonstrated, seed, _ = cell.key(test)
     begun = Run(
         env=env, encoder=encoder, demonstrations=demonstrated, seed=seed, test=test, records=failed_records(len(seeds)),
@@ -175,10 +182,11 @@ def _read_run(work: _Work, cell: Cell, test: str) -> Run | None:
     bundle = folder / BUNDLE
     if not (bundle / "hashes.json").exists():
         return None
-    outcomes = read_outcomes(folder_of_test(folder, test), bundle_hash(bundle))
+    outcomes = read_outcomes(folder_of_test(folder, test), bundle_hash(bundle), tested)
     if not all(seed in outcomes for seed in seeds):
         return None
-    description = read_json(bundle / "policy.json")
+    description, made_of = read_json(bundle / "policy.json"), read_made_of(folder / SETTINGS)
+    check_made_of(made_of, {"encoder": encoder_on(work.costs, encoder, env)["fingerprint"]}, folder)
     return replace(
         begun,
         records=[outcomes[seed] for seed in seeds],
@@ -186,6 +194,8 @@ def _read_run(work: _Work, cell: Cell, test: str) -> Run | None:
         env_steps=description["training"].get("env_steps"),
         scene=description["task"]["scene_hash"],
         head_parameters=stored_parameters(bundle / "head"),
+        demonstrations_hash=made_of.get("demonstrations"),
+        commits=tuple(made_of.get("commits", ())),
     )
 
 

@@ -10,6 +10,7 @@ of few episodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from policies.seed_statistics import (
     probability_of_improvement,
     steps_to,
 )
-from policies.statistics import Paired, needed_rollouts, paired, rate_summary
+from policies.statistics import Paired, needed_pairs, needed_rollouts, paired, rate_summary
 
 STEPS, DEMONSTRATIONS = "environment steps", "demonstrations"
 _CURVE_POINTS = 25  # of a learning curve over environment steps
@@ -133,7 +134,7 @@ def _pair(runs: Sequence[Run], first: str, second: str) -> dict[str, Any] | None
         },
         "probability_of_improvement": probability_of_improvement(*groups).as_list(),
         "shown": _shown(difference, episodes, seeds),
-        **_needed(difference, groups, one, two, seeds),
+        **_needed(difference, episodes, groups, one, two, seeds),
     }  # fmt: skip
 
 
@@ -143,14 +144,23 @@ def _shown(difference: Estimate, episodes: Paired, seeds: int) -> bool:
 
 
 def _needed(
-    difference: Estimate, groups: tuple[list[list[float]], list[list[float]]], one: Sequence[Run], two: Sequence[Run],
-    seeds: int,
+    difference: Estimate, episodes: Paired, groups: tuple[list[list[float]], list[list[float]]], one: Sequence[Run],
+    two: Sequence[Run], seeds: int,
 ) -> dict[str, int | None]:  # fmt: skip
-    """Return the policy seeds a task, and the episodes of two fixed policies, that would show this difference."""
+    """Return the policy seeds a task, and the episodes of two fixed policies, that would show this difference.
+
+    Seeds have to satisfy both halves of `_shown`; where it is not shown, more than there are.
+    """
     rates = [float(np.mean([o for run in runs for o in run.outcomes])) for runs in (one, two)]
     apart = abs(difference.value) > 1e-9
+    by_seeds = needed_seeds(*groups, difference.value) if apart and seeds > 1 else None
+    a_seed = episodes.episodes / seeds  # pairs of episodes that a policy seed of every task brings
+    by_episodes = math.ceil(needed_pairs(episodes) / a_seed) if episodes.difference else None
+    enough = None if by_seeds is None or by_episodes is None else max(by_seeds, by_episodes)
+    if enough is not None and not _shown(difference, episodes, seeds):
+        enough = max(enough, seeds + 1)
     return {
-        "needed_seeds": needed_seeds(*groups, difference.value) if apart and seeds > 1 else None,
+        "needed_seeds": enough,
         "needed_rollouts": needed_rollouts(*rates) if abs(rates[0] - rates[1]) > 1e-9 else None,
     }
 
@@ -160,7 +170,7 @@ def _curves(runs: Sequence[Run], test: str, label: str, targets: Sequence[float]
     mine = [run for run in runs if run.encoder == label and run.test == test]
     acting = [run for run in mine if len(run.curve) > 1] if test == "plain" else []
     found: list[tuple[str, int | None, _Points]] = [
-        (STEPS, count, {(run.env, run.seed): run.curve for run in acting if run.demonstrations == count})
+        (STEPS, count, _over_steps([run for run in mine if run.demonstrations == count]))
         for count in sorted({run.demonstrations for run in acting})
     ]
     return [
@@ -189,6 +199,14 @@ def _curve(points: _Points, unit: str, targets: Sequence[float]) -> dict[str, An
                               for i in range(len(grid))] for task in _envs(on_grid)},
         "steps_to": {str(target): _reached(points, target) for target in targets},
     }  # fmt: skip
+
+
+def _over_steps(runs: Sequence[Run]) -> _Points:
+    """Return success over environment steps by task and seed; a policy that could not be trained never succeeds."""
+    curves = {(run.env, run.seed): run.curve for run in runs if len(run.curve) > 1}
+    first, last = max(curve[0][0] for curve in curves.values()), min(curve[-1][0] for curve in curves.values())
+    never = ((first, 0.0), (max(first, last), 0.0))
+    return {**curves, **{(run.env, run.seed): never for run in runs if run.failed is not None}}
 
 
 def _over_demonstrations(runs: Sequence[Run]) -> _Points:

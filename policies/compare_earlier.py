@@ -6,15 +6,18 @@ trained here: where all that policies share, the encoders, the scenes and the he
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from policies.compare_layers import encoder_on
 from policies.compare_plan import PLAIN, Cell, CompareConfig, cells, condition, design
 from policies.compare_record import Run, from_record
 from policies.environment import plain
 from policies.settings import flat, idle_sections, told_change
+from toto_robot.data.episodes import EpisodeStore
 from toto_robot.run_folder import read_json
 
 # What may differ: it changes no policy and no start. How many starts count is looked at for each policy.
@@ -32,6 +35,7 @@ class Earlier:
 
     runs: Mapping[tuple[Any, ...], Run]  # by Run.key
     encoders: Mapping[str, Mapping[str, Any]]  # what a frame costs, by label
+    stores: Mapping[str, Any]  # how demonstrations came about, by task
     sources: tuple[Mapping[str, Any], ...]  # file, commit, date, machine; those that it had itself follow it
 
     def has(self, cell: Cell, config: CompareConfig) -> bool:
@@ -43,14 +47,24 @@ class Earlier:
         missing = {cell.entry.label for cell in cells(config) if not self.has(cell, config)}
         return {label: facts for label, facts in self.encoders.items() if label not in missing}
 
-    def check_encoders(self, costs: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raise ValueError where an encoder of the same label is another one."""
-        for label in sorted({*self.encoders, *costs} & {run.encoder for run in self.runs.values()}):
-            theirs, ours = (of.get(label, {}).get("fingerprint") for of in (self.encoders, costs))
+    def check_encoders(self, costs: Mapping[str, Mapping[str, Any]], tasks: Iterable[str]) -> None:
+        """Raise ValueError where an encoder of the same label is another one on some task."""
+        for label, env in itertools.product(sorted({run.encoder for run in self.runs.values()} & {*costs}), tasks):
+            theirs, ours = (encoder_on(of, label, env).get("fingerprint") for of in (self.encoders, costs))
             if theirs != ours and ours is not None:
                 raise ValueError(
-                    f"earlier comparison: encoders.{label}.fingerprint differs ({str(theirs)[:16]} -> {ours[:16]}); "
-                    f"give the encoder another label, as in encoders=[mine:{label}]"
+                    f"earlier comparison: encoders.{label}.fingerprint differs ({str(theirs)[:16]} -> {ours[:16]}, "
+                    f"{env}); give the encoder another label, as in encoders=[mine:{label}]"
+                )
+
+    def check_stores(self, stores: Mapping[str, Any]) -> None:
+        """Raise ValueError where demonstrations of a task came about otherwise; what a file does not tell passes."""
+        for env in self.stores.keys() & stores.keys():
+            if self.stores[env] != stores[env]:
+                changed = told_change(flat(self.stores[env]), now := flat(stores[env]), now)
+                raise ValueError(
+                    f"earlier comparison: the demonstrations of {env} were made otherwise ({'; '.join(changed)}): its "
+                    "policies cannot be counted beside those of this store"
                 )
 
     def check_scenes(self, scenes: Iterable[tuple[str, str | None]]) -> None:
@@ -70,6 +84,7 @@ def read_earlier(config: CompareConfig) -> Earlier:
     wanted = {cell.key(test) for cell in cells(config) for test in config.tests}
     runs: dict[tuple[Any, ...], Run] = {}
     encoders: dict[str, Mapping[str, Any]] = {}
+    stores: dict[str, Any] = {}
     sources: list[Mapping[str, Any]] = []
     for path in map(Path, config.earlier):
         result = _read(path)
@@ -79,12 +94,27 @@ def read_earlier(config: CompareConfig) -> Earlier:
         for key, run in found.items():
             runs.setdefault(key, run)
         used = {key[1] for key in found}
-        _check_twice(path, encoders, {label: result["encoders"].get(label, {}) for label in used})
-        encoders |= {label: result["encoders"].get(label, {}) for label in used}
+        costs = {label: result["encoders"].get(label, {}) for label in used}
+        costs |= {
+            row: of for row, of in result["encoders"].items() if any(row.startswith(f"{label} on ") for label in used)
+        }
+        _check_twice(path, encoders, costs)
+        encoders |= costs
+        stores |= {env: of for env, of in result.get("stores", {}).items() if env in {key[0] for key in found}}
         told = {key: result[key] for key in ("commit", "date", "machine")}
         sources += [{"file": path.name, **told, "policies": len({key[:-1] for key in found})}]
         sources += [{**source, "file": f"{path.name}: {source['file']}"} for source in result.get("sources", ())]
-    return Earlier(runs=runs, encoders=encoders, sources=tuple(sources))
+    return Earlier(runs=runs, encoders=encoders, stores=stores, sources=tuple(sources))
+
+
+def told_store(path: Path) -> dict[str, Any]:
+    """Return how a store came about: the settings that it was collected with, or its content where people made it.
+
+    The same expert and seeds need not give the same bits on another machine, hence not the content of the former.
+    """
+    store = EpisodeStore.open(path)
+    collected = store.provenance.get("collect")
+    return {"collect": plain(collected)} if collected is not None else {"content": store.content_hash()}
 
 
 def _read(path: Path) -> dict[str, Any]:

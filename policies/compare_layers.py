@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from policies.compare_plan import CompareConfig, Entry, slug
 from policies.encoder import EncoderConfig
@@ -37,12 +38,23 @@ def choose_layers(
 def _choose(config: CompareConfig, entry: Entry, store: Path | None, folder: Path) -> EncoderConfig:
     path = folder / "layers.json"
     told = read_json(path) if path.exists() else None
+    fewest = min(config.demonstrations)
     if told is not None and told["of"]["encoder"] == open_layers(entry.config).fingerprint:
+        if told["of"]["episodes"] > fewest:
+            raise ValueError(
+                f"the layer of {entry.label} on {folder.parent.name} was chosen from {told['of']['episodes']} "
+                f"demonstrations; policies of {fewest} would profit from labels that they are not given: take another "
+                f"run=<folder>, or a number as in encoders=[{entry.label}@layer={told['chosen']}]"
+            )
         return replace(entry.config, layer=str(told["chosen"]))
     if store is None:  # another encoder than the one whose layer was chosen, and nothing to train
         return replace(entry.config, layer=None)
-    fewest = min(config.demonstrations)
     return choose_layer(entry.config, EpisodeStore.open(store), config.train.cameras, fewest, folder)
+
+
+def encoder_on(costs: Mapping[str, Mapping[str, Any]], label: str, env: str) -> Mapping[str, Any]:
+    """Return what is known of an encoder as a task sees it: `costed` gives a task with another layer its own row."""
+    return costs.get(f"{label} on {env}", costs[label])
 
 
 def costed(config: CompareConfig, chosen: Chosen) -> list[Entry]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from policies.statistics import rate_summary
 from toto_robot.run_folder import write_text
 
-_OPTIONAL = ("layer", "parent", "env_steps", "scene", "head_parameters", "failed")
+_OPTIONAL = ("layer", "parent", "env_steps", "scene", "head_parameters", "failed", "demonstrations_hash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class Run:
     scene: str | None = None  # hash of the scene that it was tested in
     head_parameters: int | None = None  # weights that were trained
     failed: str | None = None  # why there is no policy: every start counts as a failure
+    demonstrations_hash: str | None = None  # of those that it learned from
+    commits: tuple[str | None, ...] = ()  # of the code that trained it
 
     @property
     def outcomes(self) -> list[bool]:
@@ -78,6 +80,8 @@ def as_record(run: Run) -> dict[str, Any]:
         "steps": [int(record["steps"]) for record in run.records],
         "reward": [float(record["reward"]) for record in run.records],
     }
+    if run.commits:
+        found["commits"] = list(run.commits)
     if run.curve:
         found["curve"] = {"env_steps": [x for x, _ in run.curve], "rate": [y for _, y in run.curve]}
     return found
@@ -94,7 +98,22 @@ def from_record(record: Mapping[str, Any]) -> Run:
         records=[{"success": won == "1", "steps": steps, "reward": reward} for won, steps, reward in each],
         first_seed=starts["seeds"][0],
         curve=tuple(zip(curve["env_steps"], curve["rate"], strict=True)),
+        commits=tuple(record.get("commits", ())),
     )
+
+
+def check_same_demonstrations(runs: Iterable[Run]) -> None:
+    """Raise ValueError where two policies of one task and number of demonstrations learned from different ones."""
+    known: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        if run.demonstrations_hash is not None:
+            first = known.setdefault((run.env, run.demonstrations), run)
+            if first.demonstrations_hash != run.demonstrations_hash:
+                raise ValueError(
+                    f"policies of {run.env} learned from different {run.demonstrations} demonstrations: "
+                    f"{first.encoder}, seed {first.seed}: {str(first.demonstrations_hash)[:12]}; {run.encoder}, seed "
+                    f"{run.seed}: {run.demonstrations_hash[:12]}. The store has changed since; delete the cells of one"
+                )
 
 
 def write_compact(path: Path, value: Any) -> None:

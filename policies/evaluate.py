@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import defaultdict
@@ -55,6 +56,11 @@ class EvaluationConfig:
         return {**randomization(self.randomize, self.randomize_strength), **delay}
 
     @property
+    def conditions(self) -> str:
+        """What episodes are run under, in words that two evaluations can be compared by; "" is the plain task."""
+        return told_conditions(self.environment)
+
+    @property
     def seeds(self) -> range:
         """All seeds of the evaluation."""
         return range(self.first_seed, self.first_seed + self.episodes)
@@ -86,13 +92,14 @@ class Evaluator:
         """Run the seeds that are not done yet, write evaluation.json and return it.
 
         `config` replaces the evaluator's own, all but the number of processes. ValueError for a damaged bundle, for
-        results of another policy in `run_dir`, for demonstrated seeds, or for an environment that is not the one of
-        the demonstrations.
+        results of another policy or under other conditions in `run_dir`, for demonstrated seeds, or for an environment
+        that is not the one of the demonstrations.
         """
         config = config or self.config
         description = check_bundle(bundle)
         _check_held_out(description["training"], config)
-        log = _EpisodeLog(run_dir / "episodes.jsonl", bundle_hash(bundle))
+        log = _EpisodeLog(run_dir / "episodes.jsonl", bundle_hash(bundle), config.conditions)
+        log.repair()
         waiting = [seed for seed in config.seeds if seed not in log.results]
         if waiting:
             self._run(bundle, run_dir, waiting, log, config)
@@ -174,6 +181,7 @@ def summarize(
             part: round(1000 * sum(result[f"{part}_s"] for result in results) / max(1, steps), 3)
             for part in ("sim", "encode", "head")
         },
+        "conditions": config.conditions,
         "randomization": config.environment.get("randomize"),
         "latency_s": _quartiles(config.environment.get("latency_s", ())),
         "batch": config.envs_per_worker,
@@ -182,6 +190,18 @@ def summarize(
             for key, row in sorted(rows.items())
         ],
     }
+
+
+def told_conditions(environment: Mapping[str, Any]) -> str:
+    """Return in words what an environment is made with beside what the policy needs, a hash of many delays included."""
+    axes, delays = environment.get("randomize", {}), environment.get("latency_s", ())
+    told = ["every axis varied"] if axes == "all" else [f"{axis} {strength:g}" for axis, strength in axes.items()]
+    if len(delays) == 1:
+        told.append(f"actions {delays[0]:g} s late")
+    elif delays:
+        digest = hashlib.sha256(json.dumps(list(delays)).encode()).hexdigest()
+        told.append(f"actions {float(np.median(delays)):.3g} s late (median of {len(delays)}, {digest[:8]})")
+    return ", ".join(told)
 
 
 def summary_line(evaluation: Mapping[str, Any]) -> str:
@@ -196,8 +216,9 @@ def summary_line(evaluation: Mapping[str, Any]) -> str:
         if steps
         else ", no success, which leaves all rates of the interval possible"
     )
+    under = f" under {evaluation['conditions']}" if evaluation.get("conditions") else ""
     return (
-        f"{evaluation['env']}, encoder {encoder}, {learned_from}: {rate} (Wilson 95 %){took}; "
+        f"{evaluation['env']}, encoder {encoder}, {learned_from}{under}: {rate} (Wilson 95 %){took}; "
         f"return median {gained['median']:.3g} [quartiles {gained['q25']:.3g}, {gained['q75']:.3g}]"
     )
 
@@ -208,31 +229,44 @@ def attach_evaluation(bundle: Path, evaluation: Mapping[str, Any] | None) -> Non
     write_card(bundle, card, evaluation)
 
 
-def read_outcomes(run_dir: Path, policy_hash: str) -> dict[int, dict[str, Any]]:
-    """Return the results of one policy that an evaluation has left in a folder, by held-out seed."""
-    return _EpisodeLog(run_dir / "episodes.jsonl", policy_hash).results
+def read_outcomes(run_dir: Path, policy_hash: str, config: EvaluationConfig) -> dict[int, dict[str, Any]]:
+    """Return the results of one policy that an evaluation has left in a folder, by held-out seed.
+
+    Reads only, so that another process may be writing them.
+    """
+    return _EpisodeLog(run_dir / "episodes.jsonl", policy_hash, config.conditions).results
 
 
 class _EpisodeLog:
-    """Results by seed, one JSON line each; a line that a kill cut off is dropped."""
+    """Results by seed, one JSON line each; a line that a kill cut off is passed over."""
 
-    def __init__(self, path: Path, policy_hash: str) -> None:
-        self._path, self._policy = path, policy_hash
+    def __init__(self, path: Path, policy_hash: str, conditions: str) -> None:
+        self._path, self._policy, self._conditions = path, policy_hash, conditions
         self.results: dict[int, dict[str, Any]] = {}
-        lines = path.read_text().splitlines() if path.exists() else []
-        whole = [line for line in lines if _parses(line)]
-        for result in map(json.loads, whole):
+        self._lines = path.read_text().splitlines() if path.exists() else []
+        self._whole = [line for line in self._lines if _parses(line)]
+        for result in map(json.loads, self._whole):
             if result["policy"] != policy_hash:
                 raise ValueError(
                     f"{path} holds results of another policy ({result['policy'][:12]}, not {policy_hash[:12]}); "
                     "choose another folder with run=<folder>, or delete it"
                 )
+            if result.get("conditions", "") != conditions:
+                raise ValueError(
+                    f"{path} holds episodes of {result.get('conditions') or 'the plain task'}, asked for was "
+                    f"{conditions or 'the plain task'}; choose another folder with run=<folder>, or delete it"
+                )
             self.results[result["seed"]] = result
-        if len(whole) != len(lines):
-            write_text(path, "".join(line + "\n" for line in whole))
+
+    def repair(self) -> None:
+        """Take what a kill has cut off out of the file; only for the process that writes it."""
+        if len(self._whole) != len(self._lines):
+            write_text(self._path, "".join(line + "\n" for line in self._whole))
 
     def append(self, result: EpisodeResult) -> None:
         record = {**asdict(result), "policy": self._policy}
+        if self._conditions:
+            record["conditions"] = self._conditions
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

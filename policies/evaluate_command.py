@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from policies.bundle import check_bundle
 from policies.evaluate import FIRST_SEED, EvaluationConfig, Evaluator, summary_line
 from policies.robustness import outcomes, sweep
 from policies.statistics import needed_rollouts, paired
 from toto_robot.run_folder import lock_folder, write_json
 
 _OWN = ("policy", "sweep", "sweep_strengths")
+_SAME = ("env_id", "preset", "horizon_steps", "scene_hash")  # of a task, for seeds to mean the same starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ def evaluate(config: EvaluateConfig, run_dir: Path) -> int:
     sweep=[...] robustness.png and robustness.json.
     """
     bundles = [Path(policy) for policy in config.policy]
+    _check_one_task(bundles)
     folders = [run_dir if len(bundles) == 1 else run_dir / f"{i}-{_name(b)}" for i, b in enumerate(bundles)]
     with contextlib.closing(lock_folder(run_dir)), Evaluator(config.evaluation) as evaluator:
         for bundle, folder in zip(bundles, folders, strict=True):
@@ -94,6 +97,18 @@ def compare_bundles(bundles: Sequence[Path], folders: Sequence[Path], config: Ev
             }
         )
     return found
+
+
+def _check_one_task(bundles: Sequence[Path]) -> None:
+    """Raise ValueError where policies that are to be compared start from other scenes under the same seeds."""
+    tasks = [check_bundle(bundle)["task"] for bundle in bundles]
+    for bundle, task in zip(bundles[1:], tasks[1:], strict=True):
+        for key in _SAME:
+            if task.get(key) != tasks[0].get(key):
+                raise ValueError(
+                    f"policies on the same starts need one task: {bundles[0]} has {key} {tasks[0].get(key)!r}, "
+                    f"{bundle} {task.get(key)!r}; evaluate them one by one"
+                )
 
 
 def _name(bundle: Path) -> str:

@@ -43,10 +43,13 @@ class Normalizer:
         return cls(kind=kind, names=tuple(names), offset=offset.astype(np.float32), scale=scale.astype(np.float32))
 
     def normalize(self, values: np.ndarray) -> np.ndarray:
-        """Map (..., D) to about unit scale, float32, clipped to +-10; ValueError for another D or a NaN."""
+        """Map (..., D) to about unit scale, float32, clipped to +-10; ValueError for another D or a NaN.
+
+        Kind `none` leaves them as they are.
+        """
         self._check(values)
-        normal = (values.astype(np.float32) - self.offset) / self.scale
-        return np.clip(normal, -CLIP, CLIP)
+        normal: np.ndarray = (values.astype(np.float32) - self.offset) / self.scale
+        return normal if self.kind == "none" else np.clip(normal, -CLIP, CLIP)
 
     def restore(self, normal: np.ndarray) -> np.ndarray:
         """Map (..., D) of a policy's actions back to the units of the data, float32; ValueError for a NaN."""

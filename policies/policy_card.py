@@ -42,6 +42,7 @@ def model_card(description: Mapping[str, Any], policy_hash: str, evaluation: Map
         earned = (
             f"{evaluation['successes']} of {evaluation['episodes']} held-out episodes = {evaluation['rate']:.1%} "
             f"(Wilson 95 %: {low:.1%} to {high:.1%}), seeds {evaluation['seeds'][0]} to {evaluation['seeds'][1]}"
+            + (f", under {evaluation['conditions']}" if evaluation.get("conditions") else "")
         )
     hashes = {
         "policy (all files of this folder that it is made of)": policy_hash,
@@ -70,8 +71,8 @@ def model_card(description: Mapping[str, Any], policy_hash: str, evaluation: Map
         "|---|---|",
         *(f"| {name} | `{value}` |" for name, value in hashes.items() if value),
         "",
-        "Evaluated in simulation only, in the scene it was trained in. A success rate says nothing about other scenes,",
-        "cameras or a real arm. Load it with `policies.bundle.load_policy(<this folder>)`.",
+        "Evaluated in simulation only, in the scene it was trained in (varied where it says so). A success rate says",
+        "nothing about other scenes, cameras or a real arm. Load it with `policies.bundle.load_policy(<this folder>)`.",
         "",
         *("## Licence", "", _NO_LICENCE, ""),
     ]

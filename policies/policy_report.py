@@ -51,14 +51,15 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
     """Return the result in a sentence; a policy that never succeeded is said to, with what is not excluded."""
     rate = Rate(successes=evaluation["successes"], episodes=evaluation["episodes"])
     low, high = rate.interval
+    under = f" under {evaluation['conditions']}" if evaluation.get("conditions") else ""
     if rate.successes == 0:
         return (
-            f"It never succeeded in {rate.episodes} held-out episodes. A success rate of up to {high:.1%} is not "
-            "excluded (Wilson 95 %). Look at the failures, then try more demonstrations, another encoder.layer, or "
+            f"It never succeeded in {rate.episodes} held-out episodes{under}. A success rate of up to {high:.1%} is "
+            "not excluded (Wilson 95 %). Look at the failures, then try more demonstrations, another encoder.layer, or "
             "the oracle encoder=state, which shows whether the learner or the encoder is at fault."
         )
     return (
-        f"{rate.successes} of {rate.episodes} held-out episodes succeeded: {rate.value:.1%}, "
+        f"{rate.successes} of {rate.episodes} held-out episodes succeeded{under}: {rate.value:.1%}, "
         f"Wilson 95 % interval {low:.1%} to {high:.1%}."
     )
 
@@ -99,13 +100,9 @@ def _outcome(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(
             ("steps to success", f"median {steps['median']:.0f}, quartiles {steps['q25']:.0f} {steps['q75']:.0f}")
         )
-    if evaluation.get("randomization"):
-        rows.append(("randomised", ", ".join(f"{axis} {value}" for axis, value in _axes(evaluation["randomization"]))))
+    if evaluation.get("conditions"):
+        rows.append(("conditions", evaluation["conditions"]))
     return rows
-
-
-def _axes(randomization: Any) -> list[tuple[str, Any]]:
-    return [("every axis", "")] if isinstance(randomization, str) else list(randomization.items())
 
 
 def _used(description: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, Any]]:

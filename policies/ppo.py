@@ -148,7 +148,8 @@ class Trainer:
         """Collect, update, and take the rollout into the statistics; return it and what there is to tell."""
         config, learner = self.config, self.learner
         began = time.perf_counter()
-        rate = learning_rate(index, peak=self._peak, warmup_steps=0, steps=config.updates, final_ratio=0.0)
+        # The cosine would end at 0 one turn later: at 0 the last rollout were collected for nothing.
+        rate = learning_rate(index, peak=self._peak, warmup_steps=0, steps=config.updates + 1, final_ratio=0.0)
         set_learning_rate(self.optimizer, rate)
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + index)
         with _threads(1 if self._workers else config.threads or usable_cores()):  # other cores step environments
@@ -156,7 +157,7 @@ class Trainer:
         collected = time.perf_counter()
         first, scale, values = int(learner.told.count) == 0, 1.0, {}
         if config.normalize_rewards:
-            learner.returns.update(rollout.rewards, rollout.terminated | rollout.truncated)
+            learner.returns.update(rollout.rewards, rollout.terminated | rollout.truncated, rollout.counts)
             scale = 1.0 / learner.returns.deviation
         if not first:  # what was not normalised yet would be learnt wrongly: the first rollout is for the statistics
             with _threads(1):

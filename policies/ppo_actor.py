@@ -108,8 +108,11 @@ class ReturnScale(nn.Module):
         self._statistics = RunningNormalizer(("return",), "mean_std")
         self._sums = np.zeros(0, np.float32)
 
-    def update(self, rewards: np.ndarray, ended: np.ndarray) -> None:
-        """Take the rewards (T, B) of a rollout into account; an episode that ends begins a new sum."""
+    def update(self, rewards: np.ndarray, ended: np.ndarray, counts: np.ndarray) -> None:
+        """Take the rewards (T, B) of a rollout into account; an episode that ends begins a new sum.
+
+        Where `counts` is false an environment was only reset, and there is no return to learn from.
+        """
         if len(self._sums) != rewards.shape[1]:
             self._sums = np.zeros(rewards.shape[1], np.float32)
         sums = np.empty_like(rewards)
@@ -117,7 +120,7 @@ class ReturnScale(nn.Module):
             self._sums = self._sums * self._discount + rewards[step]
             sums[step] = self._sums
             self._sums = np.where(ended[step], 0.0, self._sums).astype(np.float32)
-        self._statistics.update(sums.reshape(-1, 1))
+        self._statistics.update(sums[counts][:, None])
 
     @property
     def deviation(self) -> float:

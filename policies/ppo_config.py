@@ -75,6 +75,11 @@ class PPOConfig:
             raise ValueError(f"expected ppo.select {' or '.join(SELECTED)}, got {self.select!r}")
         if self.minibatches > self.batch_steps:
             raise ValueError(f"expected at most {self.batch_steps} minibatches, one a step, got {self.minibatches}")
+        if self.updates < 2:
+            raise ValueError(
+                f"expected ppo.env_steps above {self.batch_steps} (num_envs x rollout_steps), got {self.env_steps}: "
+                "the first rollout is for the statistics, and nothing is learned from it"
+            )
 
     @property
     def batch_steps(self) -> int:

@@ -57,16 +57,24 @@ class Window:
 
 
 def train_ppo(
-    config: PPOConfig, setting: Setting, seed: int, run_dir: Path, keep_best: Callable[[Trained], None]
-) -> Trained:
+    config: PPOConfig, setting: Setting, seed: int, run_dir: Path, keep_best: Callable[[Trained, list[float]], None],
+    kept: list[float] | None = None,
+) -> Trained:  # fmt: skip
     """Train to the end, or from the last checkpoint to the end; return the last policy.
 
     `keep_best` is called, at checkpoints, with the policy whose window had the most successes so far, then the highest
-    return. Writes metrics.jsonl, TensorBoard, curve.jsonl (successes of the window, of the policy that explores) and
-    checkpoints. `step` is environment steps everywhere, the resets that an ended episode takes included.
+    return, and with these two; `kept` are those of what it has kept before, [] where that is gone. Writes
+    metrics.jsonl, TensorBoard, curve.jsonl (successes of the window, of the policy that explores) and checkpoints.
+    `step` is environment steps everywhere, the resets that an ended episode takes included.
     """
     trainer, window = Trainer(config, setting, seed), Window(config.window_episodes)
     start, spent_s, best = restore(run_dir, trainer, window)
+    if start > config.updates:
+        raise ValueError(
+            f"{run_dir} has learned from {start * config.batch_steps} environment steps already, more than "
+            f"ppo.env_steps={config.env_steps}; give {start * config.batch_steps} to end it here, or more"
+        )
+    best = best if kept is None else kept
     done, total = start * config.batch_steps, config.updates * config.batch_steps
     better: Trained | None = None
     with (
@@ -95,7 +103,7 @@ def train_ppo(
                     best, better = window.score, trainer.learner.trained()
             if (index + 1) % config.checkpoint_every == 0 or index + 1 == config.updates:
                 if better is not None:
-                    keep_best(better)
+                    keep_best(better, best)
                     better = None
                 notes = {"updates": index + 1, "wall_s": wall_s, "best": best}
                 _save(run_dir, done, trainer, notes | {"window": [astuple(each) for each in window.episodes]})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from policies.normalize import Normalizer
-from policies.observation import Inputs, Observer, sees_state, told
+from policies.observation import Inputs, Observer, proprio_input, sees_state, told
 from policies.ppo_actor import ActorCritic
 from policies.ppo_envs import EnvironmentPool, Episode, Turn
 from toto_robot.encoders.base import Encoder
@@ -100,9 +100,13 @@ class Collector:
         self._rollout: Rollout | None = None
 
     def set_normalizer(self, normalizer: Normalizer) -> None:
-        """Use these statistics from the next observation on."""
+        """Use these statistics from now on."""
         for observer in self._observers:
             observer.normalizer = normalizer
+        for group, seen in enumerate(self._present):  # what the next rollout begins with has been seen already
+            if seen is not None:
+                proprio = proprio_input(seen.told, normalizer)
+                self._present[group] = replace(seen, inputs=Inputs(proprio, seen.inputs.tokens))
 
     @torch.no_grad()
     def collect(self, model: ActorCritic, steps: int, generator: torch.Generator) -> Rollout:

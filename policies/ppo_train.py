@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from policies.bc import Trained
-from policies.bundle import BundleContent, save_bundle
+from policies.bundle import BundleContent, check_bundle, save_bundle
 from policies.chunks import ExecutionConfig
 from policies.control import PREFIX
 from policies.encoder import EncoderConfig, open_encoder
@@ -20,6 +20,8 @@ from policies.ppo import Setting
 from policies.ppo_config import PPOConfig
 from policies.ppo_loop import train_ppo
 from toto_robot.encoders.base import Encoder
+
+SCORE = "window_score"  # of a bundle's training: success and return of the window that made it the best
 
 
 def learn_by_trial(
@@ -49,19 +51,21 @@ def learn_by_trial(
         "settings": dict(settings),
     }
 
-    def save(name: str, checkpoint: str, trained: Trained) -> None:
+    def save(name: str, checkpoint: str, trained: Trained, score: list[float] | None = None) -> None:
         content = BundleContent(
             trained=trained,
             encoder=eyes,
             execution=ExecutionConfig(kind="first"),
             task=setting.task,
             cameras=seen,
-            training={**training, "checkpoint": checkpoint},
+            training={**training, "checkpoint": checkpoint, **({} if score is None else {SCORE: score})},
         )
         save_bundle(run_dir / name, content)
 
     best = run_dir / "bundle_best"
-    last = train_ppo(config, setting, seed, run_dir, keep_best=partial(save, best.name, "best"))
+    # After a kill the bundle may be newer than the checkpoint, or gone; its own score says which.
+    kept = check_bundle(best)["training"].get(SCORE) if best.exists() else []
+    last = train_ppo(config, setting, seed, run_dir, keep_best=partial(save, best.name, "best"), kept=kept)
     if config.select == "best" and best.exists():
         save("bundle_last", "last", last)
         os.replace(best, run_dir / "bundle")  # last, because a run that has it is done

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from policies.bundle import load_policy
+from policies.chunks import ExecutionConfig
 from policies.collect import before_step
 from policies.environment import check_same_task, make_environment, stack_observations, task_spec
 from policies.policy import Policy
@@ -146,8 +147,12 @@ def relabel(policy: Policy, labeller: Labeller, environments: Sequence[Any], job
 
 
 def load_expert(bundle: str, task: Mapping[str, Any], cameras: tuple[str, ...]) -> Policy:
-    """Load a policy that labels; ValueError where it is of another task or needs a camera that is not rendered."""
-    expert = load_policy(bundle)
+    """Load a policy that labels; ValueError where it is of another task or needs a camera that is not rendered.
+
+    A label is what it would do in the present state, hence the first action of a chunk that is made now: the others of
+    a chunk go on from where the expert would be by then, and the learner is somewhere else.
+    """
+    expert = load_policy(bundle, execution=ExecutionConfig(kind="first"))
     check_same_task(expert.task, task, f"the expert {bundle} and the policy", expert.cameras)
     unseen = [camera for camera in expert.cameras if camera not in cameras]
     if unseen:

@@ -48,7 +48,7 @@ def sweep(
 
 def outcomes(bundle: Path, run_dir: Path, config: EvaluationConfig) -> list[bool]:
     """Return success by held-out start, in the order of the starts."""
-    found = read_outcomes(run_dir, bundle_hash(bundle))
+    found = read_outcomes(run_dir, bundle_hash(bundle), config)
     return [bool(found[seed]["success"]) for seed in config.seeds]
 
 

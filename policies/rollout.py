@@ -132,7 +132,11 @@ def worker(jobs: Iterator[Job]) -> Iterator[EpisodeResult]:
         key = (job.slots, repr(sorted(settings.items())))
         if key not in made:
             made.clear()
-            made[key] = [_make(policy, settings) for _ in range(job.slots)]
+            made[key] = [make_environment(**settings) for _ in range(job.slots)]
+        for environment in made[key]:  # each job has a policy of its own
+            check_same_task(
+                policy.task, task_spec(environment), "the policy's task and this installation's", policy.cameras
+            )
         yield from roll_out(policy, made[key], job)
 
 
@@ -150,12 +154,6 @@ def environment_settings(policy: Policy, videos: bool = False) -> dict[str, Any]
         "preset": task["preset"],
         **(task.get("options") or {}),
     }
-
-
-def _make(policy: Policy, settings: Mapping[str, Any]) -> Any:
-    environment = make_environment(**settings)
-    check_same_task(policy.task, task_spec(environment), "the policy's task and this installation's", policy.cameras)
-    return environment
 
 
 def _finish(slot: _Slot, success: bool, ended: str, worker_index: int, videos: _Videos) -> EpisodeResult:

@@ -104,14 +104,16 @@ def probability_of_improvement(
 def paired_difference(first: Groups, second: Groups, *, confidence: float = 0.95) -> Estimate:
     """Return the mean difference of two methods over tasks and its Student interval over paired seeds.
 
-    Seed i of a task must be the same in both. One seed alone tells nothing about the next: the interval is -1 to 1.
+    Seed i of a task must be the same in both. One seed alone tells nothing about the next, nor do two that happen to
+    differ by the same: the interval is -1 to 1.
     """
     differences = [np.asarray(a) - np.asarray(b) for a, b in zip(_rows(first), _rows(second), strict=True)]
     value = float(np.mean([row.mean() for row in differences]))
-    if min(row.size for row in differences) < 2:
-        return Estimate(value, -1.0, 1.0)
-    parts = [(row.var(ddof=1) / row.size, row.size - 1) for row in differences]
+    fewest = min(row.size for row in differences)
+    parts = [(row.var(ddof=1) / row.size, row.size - 1) for row in differences] if fewest > 1 else []
     total = sum(part for part, _ in parts)
+    if fewest < 2 or (fewest == 2 and total == 0):
+        return Estimate(value, -1.0, 1.0)
     if total == 0:  # every seed differs by the same; how sure that is, only the episodes can tell
         return Estimate(value, value, value)
     freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)  # Welch and Satterthwaite

@@ -157,6 +157,21 @@ class Paired:
         )
 
 
+def needed_pairs(seen: Paired, power: float = 0.8, confidence: float = 0.95) -> int:
+    """Return the paired episodes with which McNemar's test shows the difference that was seen, with the given power.
+
+    Connor (1987), "Sample size for testing differences in proportions for the paired-sample design", from the shares of
+    episodes that only one of the two won. ValueError where both won equally often: no number shows that.
+    """
+    difference = seen.difference
+    if difference == 0:
+        raise ValueError("expected two different rates: no number of episodes tells equal ones apart")
+    disagree = (seen.only_first + seen.only_second) / seen.episodes
+    z_power = NormalDist().inv_cdf(power)
+    root = _quantile(confidence) * math.sqrt(disagree) + z_power * math.sqrt(max(0.0, disagree - difference**2))
+    return math.ceil((root / difference) ** 2)
+
+
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """Compare two policies' outcomes on the same episodes, given in the same order."""
     if len(first) != len(second) or not len(first):

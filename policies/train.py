@@ -23,6 +23,15 @@ from policies.environment import environment_id, plain
 from policies.evaluate import EvaluationConfig, Evaluator, attach_evaluation, summary_line
 from policies.features import cached_features
 from policies.observation import seen_cameras, sees_state
+from policies.origin import (
+    MADE_OF,
+    check_made_of,
+    demonstrations_there,
+    encoder_there,
+    made_of,
+    read_made_of,
+    with_commit,
+)
 from policies.policy_card import demonstrated_by
 from policies.policy_report import next_commands, write_policy_report
 from policies.ppo_config import PPOConfig
@@ -38,6 +47,8 @@ from toto_robot.run_folder import lock_folder, read_json, write_json
 
 BUNDLE = "bundle"
 SETTINGS = "settings.json"  # of a training that has begun
+# Settings of a learner that do not decide what the policy is.
+_IDLE = (("ppo", "workers"), ("ppo", "threads"), ("ppo", "checkpoint_every"), ("dagger", "workers"))
 OTHER = {"last": "best", "best": "last"}  # the weights that were not chosen lie in bundle_best or bundle_last
 
 
@@ -56,8 +67,12 @@ class TrainPolicyConfig:
 
     # None of these changes the policy, but for a longer training: what is left of its schedule is stretched.
     MAY_CHANGE = (
-        "evaluation", "evaluate_other", "cache", "ppo.env_steps", "ppo.workers", "ppo.threads", "ppo.checkpoint_every",
-    )  # fmt: skip
+        "evaluation",
+        "evaluate_other",
+        "cache",
+        "ppo.env_steps",
+        *(f"{section}.{name}" for section, name in _IDLE),
+    )
 
     policy: str = "bc"  # learner: bc (cloning), dagger (an expert corrects the policy) or ppo (trial in the simulator)
     env: str = "franka_pick"  # short name or gymnasium id
@@ -129,11 +144,13 @@ def train_bundle(config: TrainPolicyConfig, run_dir: Path) -> Path:
     """Train a policy and return its bundle, which is left as it is when it is there already.
 
     ValueError for demonstrations of another environment, a missing camera, NaN in the data, a missing encoder, or a
-    folder that holds a policy of other settings.
+    folder that holds a policy of other settings, weights or demonstrations.
     """
     bundle = run_dir / BUNDLE
     if bundle.exists():
-        check_settings(check_bundle(bundle)["training"]["settings"], config, run_dir)
+        description = check_bundle(bundle)
+        check_settings(description["training"]["settings"], config, run_dir)
+        _check_still_there(config, description, run_dir)
         return bundle
     check_begun(config, run_dir)
     if config.policy == "ppo":
@@ -152,8 +169,23 @@ def check_begun(config: TrainPolicyConfig, run_dir: Path) -> None:
         check_settings(read_json(run_dir / SETTINGS), config, run_dir, free=("ppo.env_steps",))
 
 
+def _check_still_there(config: TrainPolicyConfig, description: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise ValueError where the encoder or the demonstrations are others by now than those of a finished policy."""
+    before, now = read_made_of(run_dir / SETTINGS), {}
+    if not before and description["training"].get("finetune", "none") == "none":  # from before that was recorded
+        before = {"encoder": description["encoder"]["fingerprint"]}
+    fingerprint = encoder_there(config.encoder, description["encoder"]["settings"])
+    if fingerprint is not None:
+        now["encoder"] = fingerprint
+    count = config.dagger.initial_demonstrations if config.policy == "dagger" else config.demonstrations
+    shown = demonstrations_there(_store_path(config), count) if "demonstrations" in before else None
+    if shown is not None:
+        now["demonstrations"] = shown
+    check_made_of(before, now, run_dir)
+
+
 def _learn_by_trial(config: TrainPolicyConfig, run_dir: Path) -> None:
-    _begin(config, run_dir)
+    _begin(config, run_dir, made_of(open_encoder(config.encoder)))
     learn_by_trial(
         config.ppo,
         env=config.env,
@@ -174,7 +206,7 @@ def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
     cameras = seen_cameras(encoder, config.cameras)
     shown = shown_to_head(config.bc, encoder, store, cameras, config.demonstrations, Path(config.cache))
     data = load_demonstrations(store, shown[0], config.demonstrations, sees_state(encoder), shown[1:])
-    _begin(config, run_dir)
+    _begin(config, run_dir, made_of(encoder, store, config.demonstrations))
     trained = train_head(config.bc, data, config.seed, run_dir, encoder)
     draw_loss(run_dir, unit=trained.head.loss_unit)
     training = _training_facts(config, store)
@@ -202,6 +234,7 @@ def _clone(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
 def _correct(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
     encoder = open_encoder(without_auto(config.encoder))
     count, data, state_entries = config.dagger.initial_demonstrations, None, 0
+    store: EpisodeStore | None = None
     facts: dict[str, Any] = {"demonstrations": 0, "seed": config.seed}
     if config.encoder.layer == "auto" and not count:
         raise ValueError(
@@ -228,7 +261,7 @@ def _correct(config: TrainPolicyConfig, bundle: Path, run_dir: Path) -> None:
         facts={**facts, "validation_demonstrations": 0, "settings": _settings(config)},
     )
     learner = DAgger(config.dagger, config.bc, start, config.seed, run_dir)
-    _begin(config, run_dir)
+    _begin(config, run_dir, made_of(encoder, store, count))
     content = learner.learn()
     draw_loss(run_dir, unit=content.trained.head.loss_unit)
     save_bundle(bundle, content)
@@ -244,10 +277,10 @@ def _demonstrations(config: TrainPolicyConfig, encoder: Encoder) -> tuple[Episod
 
 def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
     """Open the store to clone; ValueError when it is of another environment, lacks a camera, or holds too few."""
+    path = _store_path(config)
     if config.demos is not None:
-        store = EpisodeStore.open(Path(config.demos))
+        store = EpisodeStore.open(path)
     else:
-        path = Path("outputs/collect") / config.env.replace("/", "-") / "episodes"
         wanted = CollectConfig(
             env=config.env, preset=config.preset, episodes=config.demonstrations, cameras=config.cameras
         )
@@ -269,6 +302,12 @@ def open_demonstrations(config: TrainPolicyConfig) -> EpisodeStore:
             f"{store.path} has no camera {', '.join(missing)}; it has {', '.join(store.cameras) or 'none'}"
         )
     return store
+
+
+def _store_path(config: TrainPolicyConfig) -> Path:
+    if config.demos is not None:
+        return Path(config.demos)
+    return Path("outputs/collect") / config.env.replace("/", "-") / "episodes"
 
 
 def _training_facts(config: TrainPolicyConfig, store: EpisodeStore) -> dict[str, Any]:
@@ -294,14 +333,16 @@ def _settings(config: TrainPolicyConfig) -> dict[str, Any]:
     kept: dict[str, Any] = plain(asdict(config))
     for name in ("evaluation", "evaluate_other", "cache", "demos", *idle_sections(config.policy)):
         del kept[name]
-    for name in ("workers", "threads", "checkpoint_every"):
-        kept.get("ppo", {}).pop(name, None)
+    for section, name in _IDLE:
+        kept.get(section, {}).pop(name, None)
     return kept
 
 
-def _begin(config: TrainPolicyConfig, run_dir: Path) -> None:
-    """Write down what is trained in a folder, so that the training does not go on as another one."""
-    write_json(run_dir / SETTINGS, _settings(config))
+def _begin(config: TrainPolicyConfig, run_dir: Path, found: Mapping[str, str]) -> None:
+    """Write down what is trained in a folder, and from what, so that the training does not go on as another one."""
+    before = read_made_of(run_dir / SETTINGS)
+    check_made_of(before, found, run_dir)
+    write_json(run_dir / SETTINGS, {**_settings(config), MADE_OF: with_commit(found, before)})
 
 
 def check_settings(

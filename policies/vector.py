@@ -1,9 +1,9 @@
 """How do several environments step together through gymnasium's vector API, on as many processes as help?
 
 One process an environment (forkserver: GL contexts do not survive a fork; shared memory for observations) where there
-are cores for it, all in this process where there are not. Every process computes with one thread: more would fight over
-the cores. An episode that ends is reset in the same step; its last observation and info stay in `info["final_obs"]` and
-`info["final_info"]`, and a time limit is truncation, so that bootstrapping is possible.
+are cores for it, all in this process where there are not. Every such process computes with one thread: more would fight
+over the cores. An episode that ends is reset in the same step; its last observation and info stay in
+`info["final_obs"]` and `info["final_info"]`, and a time limit is truncation, so that bootstrapping is possible.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def make_vector(env: str, *, num_envs: int | None = None, workers: int | None = 
             f"expected workers of 0 (this process) or {count} (one an environment, gymnasium's way), got {workers}"
         )
     apart = (1 < count <= 2 * usable_cores()) if workers is None else workers > 0
-    makers: list[Callable[[], Any]] = [partial(_make, env, settings)] * count
     if not apart:
-        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        here: list[Callable[[], Any]] = [partial(make_environment, env, **settings)] * count
+        return SyncVectorEnv(here, autoreset_mode=AutoresetMode.SAME_STEP)
+    makers: list[Callable[[], Any]] = [partial(_make, env, settings)] * count
     with environment_variables(ONE_THREAD):  # the fork server and its children inherit it
         return AsyncVectorEnv(makers, shared_memory=True, context="forkserver", autoreset_mode=AutoresetMode.SAME_STEP)
 
@@ -56,5 +57,6 @@ def describe(vector: VectorEnv) -> str:
 
 
 def _make(env: str, settings: dict[str, Any]) -> Any:
+    """Make an environment in a process of its own, where the fork server was started before its variables were set."""
     os.environ.update({key: value for key, value in ONE_THREAD.items() if key not in os.environ})
     return make_environment(env, **settings)

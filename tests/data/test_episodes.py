@@ -370,6 +370,10 @@ def test_the_hash_is_of_the_content_only(tmp_path: Path) -> None:
     changed = collect(tmp_path / "three", 2)
     changed.append({**episode(2), "next.success": ~episode(2)["next.success"]}, meta(2))
     assert changed.content_hash() != one.content_hash()
+    assert one.content_hash(3) == one.content_hash()
+    assert one.content_hash(2) == changed.content_hash(2) == collect(tmp_path / "four", 2).content_hash()
+    with pytest.raises(IndexError):
+        one.content_hash(4)
 
 
 def test_imports_without_torch() -> None:

@@ -1,5 +1,6 @@
 """Does a comparison train the same grid for every encoder, continue, share its work, and refuse what misleads?"""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from policies.relabel import FEATURE_PREFIX
 from policies.train import TrainPolicyConfig
 from tests.policies.small import make_small
 from toto_robot.data.episodes import EpisodeStore
+from toto_robot.models.hub import from_pretrained, save_pretrained
 from toto_robot.run_folder import lock_folder, read_json, write_json
 
 ENTRY = "toto={toto}@precision=fp32"
@@ -78,6 +80,25 @@ def test_a_grid_is_trained_tested_reported_and_repeats_for_nothing(config, tmp_p
     assert [(source["file"], source["policies"]) for source in again["sources"]] == [("comparison.json", 4)]
     assert not (tmp_path / "other" / "cells").exists()
     assert "Taken from earlier comparisons" in (tmp_path / "other" / "report.html").read_text()
+
+
+@pytest.mark.render
+def test_an_encoder_that_was_trained_again_is_not_mixed_with_itself(config, toto_folder, tmp_path):
+    """Weights of another seed at the same path: finished policies are neither counted nor gone on from."""
+    again = shutil.copytree(toto_folder, tmp_path / "encoder")
+    entry = f"small:{ENTRY.format(toto=again)}"
+    config = replace(config, encoders=(entry,), demonstrations=(2,), tests=("plain",))
+    run = tmp_path / "run"
+    assert compare(config, run) == 0
+    (record,) = read_json(run / "comparison.json")["runs"]
+    assert len(record["demonstrations_hash"]) == 64 and len(record["commits"]) == 1
+    assert read_json(run / "comparison.json")["stores"]["franka_pick"]["collect"]["env"] == "toto_robot/FrankaPick-v0"
+    model = from_pretrained(again)
+    save_pretrained(type(model)(model.config, generator=torch.Generator().manual_seed(7)), again)
+    with pytest.raises(
+        ValueError, match=r"2-0 holds a policy of another encoder \(its weights, layer or precision\): "
+    ):
+        compare(replace(config, seeds=2), run)
 
 
 @pytest.mark.render
@@ -189,13 +210,18 @@ def test_a_layer_that_is_left_open_is_chosen_once_a_task_from_the_fewest_demonst
     def choose(encoder, store, cameras, episodes, folder):
         chosen = len(asked)
         asked.append((folder.relative_to(tmp_path).as_posix(), episodes))
-        write_json(folder / "layers.json", {"of": {"encoder": open_layers(encoder).fingerprint}, "chosen": chosen})
+        of = {"encoder": open_layers(encoder).fingerprint, "episodes": episodes}
+        write_json(folder / "layers.json", {"of": of, "chosen": chosen})
         return replace(encoder, layer=str(chosen))
 
     monkeypatch.setattr("policies.compare_layers.choose_layer", choose)
     for _ in range(2):
         chosen = choose_layers(config, tmp_path, stores, ())
-        config = replace(config, demonstrations=(1, *config.demonstrations))  # grown: the choice stays
+        config = replace(config, demonstrations=(*config.demonstrations, 5))  # grown: the choice stays
+    with pytest.raises(
+        ValueError, match=r"layer of small on franka_pick was chosen from 2 .*policies of 1 would profit"
+    ):
+        choose_layers(replace(config, demonstrations=(1, 2)), tmp_path, stores, ())
     assert asked == [("layers/franka_pick/small", 2), ("layers/kuka_pick/small", 2)]
     assert {key: encoder.layer for key, encoder in chosen.items()} == {
         ("franka_pick", "small"): "0", ("kuka_pick", "small"): "1",

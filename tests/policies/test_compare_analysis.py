@@ -116,6 +116,32 @@ def test_the_median_of_where_a_target_is_reached_lies_between_the_middle_two():
     assert reached(100, 200, 300, None)["median"] == 250
 
 
+def test_a_policy_that_broke_down_never_reaches_a_target():
+    random = np.random.default_rng(0)
+    learned = [make_run(random, 0.9, "a", seed=seed, curve=((0, 0.0), (900, 0.9))) for seed in range(2)]
+    broken = [make_run(random, -1.0, "a", seed=seed, failed="NaN") for seed in range(2, 5)]
+    (curve,) = study(learned + broken)["curves"]
+    assert (curve["steps_to"]["0.6"]["reached"], curve["steps_to"]["0.6"]["of"]) == (2, 5)
+    assert curve["steps_to"]["0.6"]["median"] is None and curve["iqm"][-1][0] == pytest.approx(
+        0.27
+    )  # of 0, 0, 0, 0.9, 0.9
+
+
+def test_what_would_settle_it_satisfies_both_tests():
+    """Every seed the same: Student's interval has no width, and only McNemar's test is left to convince."""
+    wins = {"a": "1111111000", "b": "1111110000"}
+    runs = [
+        Run(env="pick", encoder=encoder, demonstrations=20, seed=seed, test="plain",
+            records=[{"success": win == "1", "steps": 9, "reward": 0.0} for win in wins[encoder]])
+        for seed in range(5) for encoder in wins
+    ]  # fmt: skip
+    found = pair_of(study(runs), "b")
+    assert not found["shown"] and found["difference"] == [0.1, 0.1, 0.1]
+    assert found["episodes"]["mcnemar_p"] == pytest.approx(2 / 2**5)
+    assert found["needed_seeds"] >= 6  # McNemar's p of six such seeds is below 0.05
+    assert f"about {found['needed_seeds']} policy seeds a task" in found["words"]
+
+
 @pytest.mark.parametrize(
     ("count", "said"), [(0, "30,000 environment steps"), (20, "DAgger on 20 demonstrations, 30,0")]
 )

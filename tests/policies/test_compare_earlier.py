@@ -9,7 +9,7 @@ from policies.bc import BCConfig
 from policies.compare_analysis import analyse
 from policies.compare_earlier import read_earlier
 from policies.compare_plan import Cell, CompareConfig, cells, design
-from policies.compare_record import Run, as_record, from_record, write_compact
+from policies.compare_record import Run, as_record, check_same_demonstrations, from_record, write_compact
 from policies.evaluate import EvaluationConfig
 from policies.train import TrainPolicyConfig
 from toto_robot.run_folder import read_json
@@ -78,12 +78,40 @@ def test_published_policies_are_used_as_if_they_were_run_here(tmp_path):
     again = analyse(list(earlier.runs.values()), encoders=["toto", "none"], reference="toto", targets=(0.5,))
     assert again["pairs"] == result["pairs"] and again["cells"] == result["cells"]
     assert earlier.whole(make_config(earlier=grown.earlier)) == result["encoders"] and earlier.whole(grown) == {}
-    earlier.check_encoders({"toto": {"fingerprint": "of toto"}, "mae": {"fingerprint": "new"}})
-    with pytest.raises(ValueError, match=r"encoders.toto.fingerprint differs \(of toto -> other\)"):
-        earlier.check_encoders({"toto": {"fingerprint": "other"}})
+    tasks = ("franka_pick", "kuka_pick")
+    earlier.check_encoders({"toto": {"fingerprint": "of toto"}, "mae": {"fingerprint": "new"}}, tasks)
+    with pytest.raises(ValueError, match=r"encoders.toto.fingerprint differs \(of toto -> other, franka_pick\)"):
+        earlier.check_encoders({"toto": {"fingerprint": "other"}}, tasks)
+    on_one = {"toto": {"fingerprint": "of toto"}, "toto on kuka_pick": {"fingerprint": "another layer"}}
+    with pytest.raises(ValueError, match=r"\(of toto -> another layer, kuka_pick\)"):
+        earlier.check_encoders(on_one, tasks)
     earlier.check_scenes([("franka_pick", "s" * 64), ("kuka_pick", "t" * 64)])
     with pytest.raises(ValueError, match="the scene of franka_pick differs"):
         earlier.check_scenes([("franka_pick", "t" * 64)])
+
+
+def test_demonstrations_that_were_made_otherwise_are_refused(tmp_path):
+    config = make_config()
+    result = publish(tmp_path / "c.json", config, make_runs(config))
+    collected = {"collect": {"noise": [0.1], "seed": 0}}
+    write_compact(tmp_path / "c.json", {**result, "stores": {"franka_pick": collected, "kuka_pick": {"content": "f"}}})
+    earlier = read_earlier(make_config(earlier=(str(tmp_path / "c.json"),)))
+    assert earlier.stores == {"franka_pick": collected}  # of tasks whose policies are taken
+    earlier.check_stores({"franka_pick": collected, "franka_cabinet": {"content": "f"}})
+    with pytest.raises(ValueError, match=r"franka_pick were made otherwise \(collect.noise: \[0.1\] -> \[0.2\]\)"):
+        earlier.check_stores({"franka_pick": {"collect": {"noise": [0.2], "seed": 0}}})
+    with pytest.raises(ValueError, match=r"made otherwise \(content: None -> f\)"):
+        earlier.check_stores({"franka_pick": {"content": "f"}})
+
+
+def test_policies_of_other_demonstrations_are_not_counted_together():
+    config = make_config()
+    runs = make_runs(config, demonstrations_hash="a" * 64, commits=("abc", "def"))
+    check_same_demonstrations(runs)
+    check_same_demonstrations([*runs, replace(runs[0], demonstrations=50, demonstrations_hash="b" * 64)])
+    with pytest.raises(ValueError, match=r"different 20 demonstrations: toto, seed 0: aaaaaaaaaaaa; none, seed 1: bbb"):
+        check_same_demonstrations([*runs[:-1], replace(runs[-1], demonstrations_hash="b" * 64)])
+    assert [from_record(as_record(run)) for run in runs] == runs
 
 
 def test_more_starts_are_cut_and_fewer_are_not_enough(tmp_path):

@@ -158,6 +158,26 @@ def test_a_policy_can_be_the_expert_and_one_of_another_task_cannot(demos, small,
         load_expert(str(expert), other, ())
 
 
+def test_an_expert_that_plans_is_asked_for_what_it_would_do_now(small, store, tmp_path):
+    """Later actions of a chunk suit where the expert would have gone, not where the learner is."""
+    head = replace(small.bc.head, name="act", chunk_steps=5)
+    planner = replace(small, encoder=EncoderConfig(name="state"), demonstrations=2, bc=replace(small.bc, head=head))
+    expert = load_expert(str(train_bundle(planner, tmp_path / "expert")), store.env, ())
+    episode, names = store.episode(0), ("proprio", "state")
+    parts = (episode["observation.state"], episode[ORACLE_KEY])
+    seen = [dict(zip(names, row, strict=True), pixels={}) for row in zip(*parts, strict=True)]
+    expert.reset()
+    answers = [expert.act(observation) for observation in seen[:8]]
+    for observation, answer in zip(seen[:8], answers, strict=True):
+        expert.reset()
+        np.testing.assert_allclose(expert.act(observation), answer, atol=1e-6)  # whatever came before
+
+
+def test_the_number_of_processes_may_change_after_a_kill(run):
+    config, folder = run
+    assert train_bundle(replace(config, dagger=replace(config.dagger, workers=2)), folder) == folder / "bundle"
+
+
 def test_rollouts_vary_as_the_demonstrations_did(store):
     class Sees:
         task, cameras, oracle = store.env, ("front",), False

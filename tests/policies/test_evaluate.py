@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from policies.bundle import load_policy
+from policies.bundle import bundle_hash, load_policy
 from policies.environment import make_environment
-from policies.evaluate import EvaluationConfig, Evaluator, summary_line
+from policies.evaluate import EvaluationConfig, Evaluator, read_outcomes, summary_line
 from policies.evaluate_command import EvaluateConfig, evaluate
 from policies.latency import read_latency
 from policies.rollout import Job, environment_settings, roll_out, worker
@@ -155,17 +155,65 @@ def test_results_of_another_policy_are_not_mixed_in(bundle, tmp_path):
         evaluator.evaluate(bundle, tmp_path)
 
 
-def test_another_scene_is_refused(bundle, tmp_path):
+def test_episodes_of_other_conditions_are_not_mixed_in(bundle, evaluated, tmp_path):
+    shutil.copy(evaluated / "episodes.jsonl", tmp_path)
+    late = replace(CONFIG, latency_s="0.1")
+    with Evaluator(late) as evaluator:
+        with pytest.raises(ValueError, match=r"holds episodes of the plain task, asked for was actions 0\.1 s late"):
+            evaluator.evaluate(bundle, tmp_path)
+        result = evaluator.evaluate(bundle, tmp_path / "late", replace(late, episodes=1))
+        assert result["conditions"] == "actions 0.1 s late" and "under actions 0.1 s late" in summary_line(result)
+        with pytest.raises(ValueError, match=r"actions 0\.1 s late, asked for was the plain task"):
+            evaluator.evaluate(bundle, tmp_path / "late", CONFIG)
+
+
+def test_conditions_tell_measured_delays_apart(tmp_path):
+    told = []
+    for samples in ([0.05, 0.1, 0.2], [0.05, 0.1, 0.3], [0.05, 0.1, 0.2]):
+        (tmp_path / "delays.json").write_text(json.dumps(samples))  # the same file, measured again
+        config = EvaluationConfig(
+            latency_s=str(tmp_path / "delays.json"), randomize=("lights",), randomize_strength=0.5
+        )
+        told.append(config.conditions)
+    assert told[0] == told[2] != told[1] and told[0].startswith("lights 0.5, actions 0.1 s late (median of 3, ")
+    assert (
+        EvaluationConfig().conditions == "" and EvaluationConfig(randomize=("all",)).conditions == "every axis varied"
+    )
+
+
+def test_results_are_read_while_another_process_writes_them(bundle, evaluated, tmp_path):
+    whole = (evaluated / "episodes.jsonl").read_text()
+    (tmp_path / "episodes.jsonl").write_text(whole[:-9])  # the last line is on its way to the disk
+    assert len(read_outcomes(tmp_path, bundle_hash(bundle), EvaluationConfig())) == 2
+    assert (tmp_path / "episodes.jsonl").read_text() == whole[:-9]
+
+
+def changed(bundle, folder, before, after):
+    """A copy of a bundle with other text in its description."""
     from policies.bundle import _hash_files
 
-    other = shutil.copytree(bundle, tmp_path / "bundle")
-    text = (other / "policy.json").read_text()
-    scene = read_json(other / "policy.json")["task"]["scene_hash"]
-    (other / "policy.json").write_text(text.replace(scene, "0123456789abcdef"))
-    (other / "hashes.json").write_text(json.dumps(_hash_files(other)))
-    job = Job(bundle=str(other), seeds=(1,), slots=1, worker=0)
+    shutil.copytree(bundle, folder)
+    text = (folder / "policy.json").read_text()
+    assert before in text
+    (folder / "policy.json").write_text(text.replace(before, after))
+    (folder / "hashes.json").write_text(json.dumps(_hash_files(folder)))
+    return folder
+
+
+def test_another_scene_is_refused_also_after_the_right_one(bundle, tmp_path):
+    scene = read_json(bundle / "policy.json")["task"]["scene_hash"]
+    other = changed(bundle, tmp_path / "bundle", scene, "0123456789abcdef")
+    jobs = [Job(bundle=str(each), seeds=(1,), slots=1, worker=0) for each in (bundle, other)]
+    results = worker(iter(jobs))
+    assert next(results).seed == 1
     with pytest.raises(ValueError, match="expected scene_hash '0123456789abcdef'"):
-        next(worker(iter([job])))
+        next(results)
+
+
+def test_policies_of_different_tasks_are_not_compared(bundle, tmp_path):
+    other = changed(bundle, tmp_path / "other", '"preset": "real"', '"preset": "pixmc"')
+    with pytest.raises(ValueError, match=r"need one task: .* has preset 'real', .*other 'pixmc'"):
+        evaluate(EvaluateConfig(policy=(str(bundle), str(other)), episodes=1, videos=0), tmp_path)
 
 
 @pytest.mark.parametrize("values", [{"episodes": 0}, {"envs_per_worker": 0}, {"first_seed": -1}, {"videos": -1}])

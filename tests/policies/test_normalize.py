@@ -30,6 +30,13 @@ def test_mean_std_gives_unit_scale_and_keeps_a_resting_dimension_at_zero(values)
     np.testing.assert_allclose(normal.std(axis=0), [1, 1, 0], atol=1e-4)
 
 
+def test_values_far_out_are_clipped_unless_they_are_left_as_they_are(values):
+    far = 1e4 * np.ones((1, values.shape[1]), np.float32)
+    names = [str(index) for index in range(values.shape[1])]
+    assert np.abs(Normalizer.fit(values, names).normalize(far)).max() == 10
+    np.testing.assert_array_equal(Normalizer.fit(values, names, kind="none").normalize(far), far)
+
+
 def test_min_max_reaches_minus_one_and_one(values):
     normal = Normalizer.fit(values, NAMES, kind="min_max").normalize(values)
     np.testing.assert_allclose(normal[:, :2].min(axis=0), -1, atol=1e-4)

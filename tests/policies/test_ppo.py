@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from policies import ppo
-from policies.bundle import load_policy
+from policies import ppo, ppo_loop
+from policies.bundle import _hash_files, bundle_hash, load_policy
 from policies.encoder import EncoderConfig, open_encoder
 from policies.environment import make_environment, task_spec
 from policies.evaluate import EvaluationConfig
 from policies.heads.base import InputSizes
 from policies.heads.trunk import TrunkConfig
+from policies.normalize import Normalizer
 from policies.observation import Inputs
 from policies.ppo_actor import ActorCritic, ReturnScale, RunningNormalizer
 from policies.ppo_config import PPOConfig
@@ -27,7 +28,7 @@ from policies.ppo_train import learn_by_trial, learning_setting
 from policies.ppo_update import update
 from policies.train import TrainPolicyConfig, train_bundle
 from toto_robot.cli import main
-from toto_robot.run_folder import read_metrics
+from toto_robot.run_folder import read_json, read_metrics, write_json
 
 SMALL = TrunkConfig(activation="selu", camera_width=8, proprio_width=32, hidden=(32, 32), queries=1, attention_heads=1)
 TINY = PPOConfig(
@@ -214,7 +215,7 @@ def test_only_what_learns_is_moved_to_another_device():
     learner.place(torch.device("meta"))
     assert {parameter.device.type for parameter in learner.actor_critic.parameters()} == {"meta"}
     learner.told.update(np.ones((3, len(setting.told_names))))
-    learner.returns.update(np.ones((4, 2), np.float32), np.zeros((4, 2), bool))
+    learner.returns.update(np.ones((4, 2), np.float32), np.zeros((4, 2), bool), np.ones((4, 2), bool))
     assert learner.told.normalizer().offset.tolist() == [1.0] * len(setting.told_names)
     assert learner.returns.deviation > 0
 
@@ -255,49 +256,65 @@ def test_running_statistics_are_those_of_all_values_together():
 def test_the_scale_of_returns_begins_anew_with_each_episode():
     rewards = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
     ended = np.random.default_rng(1).random((30, 3)) < 0.2
+    counts = np.concatenate([np.ones((1, 3), bool), ~ended[:-1]])  # the step after an end only resets
+    rewards[~counts] = 0
     sums, carried = [], np.zeros(3)
     for step in range(30):
         carried = 0.9 * carried + rewards[step]
-        sums.append(carried.copy())
+        sums += carried[counts[step]].tolist()
         carried[ended[step]] = 0
     scale = ReturnScale(0.9)
-    scale.update(rewards[:11], ended[:11])
-    scale.update(rewards[11:], ended[11:])
+    for part in (slice(11), slice(11, None)):
+        scale.update(rewards[part], ended[part], counts[part])
     assert scale.deviation == pytest.approx(np.std(sums), rel=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_update_follows_the_clipped_objective(threads):
     """One epoch of one minibatch is one Adam step along the gradient of the published loss, written out again."""
-    config = replace(TINY, epochs=1, minibatches=1, num_envs=4, rollout_steps=32, learning_rate=1e-3, clip_norm=1e9)
+    config = replace(
+        TINY, epochs=1, minibatches=1, num_envs=4, rollout_steps=32, learning_rate=1e-3, clip_norm=1e9,
+        entropy_weight=0.01,
+    )  # fmt: skip
     make = partial(make_environment, PENDULUM)
     with EnvironmentPool(make, num_envs=4, workers=0, groups=1, seed=(0,)) as pool:
         collector, told, actions = _collector(pool, make, open_encoder(EncoderConfig(name="none")))
         model = ActorCritic(config, _sizes(told), actions, seed=0)
         rollout = collector.collect(model, 32, torch.Generator().manual_seed(0))
+    # Pendulum does not end within 32 steps: as if environment 0 had terminated and 1 been cut; then a step only resets.
+    rollout.terminated[9, 0] = rollout.truncated[14, 1] = True
+    rollout.counts[10, 0] = rollout.counts[15, 1] = False
+    rollout.rewards[10, 0] = rollout.rewards[15, 1] = 1e3  # whatever stands there
     twin = ActorCritic(config, _sizes(told), actions, seed=0)
     with torch.no_grad():  # away from the policy that acted, so that ratios differ from 1 and some are clipped
         for each in (model, twin):
             each.head.out.bias.add_(0.2)
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    told = update(config, model, sgd, rollout, torch.Generator(), threads=threads)
+    told = update(config, model, sgd, rollout, torch.Generator(), reward_scale=0.5, threads=threads)
 
     values = torch.from_numpy(rollout.values)
     gains = torch.zeros(32, 4)
     carried = torch.zeros(4)
-    for step in reversed(range(32)):  # nothing ends within 32 steps
-        carried = (
-            torch.from_numpy(rollout.rewards[step]) + 0.99 * values[step + 1] - values[step] + 0.99 * 0.95 * carried
-        )
+    for step in reversed(range(32)):
+        to_come, goes_on = torch.ones(4), torch.ones(4)
+        if step == 9:
+            to_come[0] = goes_on[0] = 0.0
+        if step == 14:
+            goes_on[1] = 0.0
+        error = 0.5 * torch.from_numpy(rollout.rewards[step]) + 0.99 * to_come * values[step + 1] - values[step]
+        carried = error + 0.99 * 0.95 * goes_on * carried
         gains[step] = carried
+    counts = torch.from_numpy(rollout.counts).flatten()
+    assert counts.sum() == 126
     mean, predicted = twin(Inputs(rollout.proprio.flatten(0, 1), {}))
     normal = torch.distributions.Normal(mean, twin.log_std.exp())
     ratio = (normal.log_prob(rollout.actions.flatten(0, 1)).sum(-1) - rollout.log_probability.flatten()).exp()
     assert ((ratio - 1).abs() > config.clip).any() and ((ratio - 1).abs() < config.clip).any()
-    normed = ((gains - gains.mean()) / gains.std()).flatten()
+    ratio, gain, returns = ratio[counts], gains.flatten()[counts], (gains + values[:-1]).flatten()[counts]
+    normed = (gain - gain.mean()) / gain.std()
     objective = torch.minimum(ratio * normed, ratio.clamp(0.9, 1.1) * normed).mean()
-    value_loss = ((gains + values[:-1]).flatten() - predicted).square().mean()
-    loss = -objective + 2.0 * value_loss
+    value_loss = (returns - predicted[counts]).square().mean()
+    loss = -objective + 2.0 * value_loss - 0.01 * normal.entropy().sum(-1).mean()
     loss.backward()
     expected = {
         "policy_loss": -objective,
@@ -305,6 +322,7 @@ def test_an_update_follows_the_clipped_objective(threads):
         "clip_fraction": ((ratio - 1).abs() > config.clip).float().mean(),
         "entropy": normal.entropy().sum(-1).mean(),
         "gradient_norm": torch.cat([each.grad.flatten() for each in twin.parameters()]).norm(),
+        "explained_variance": 1 - (returns - values[:-1].flatten()[counts]).var() / returns.var(),
     }
     for name, value in expected.items():
         assert told[f"train/{name}"] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
@@ -361,7 +379,7 @@ def test_a_killed_training_continues_from_its_last_checkpoint(tmp_path, monkeypa
     assert measured == sorted(set(measured)) and measured[-1] == 30 * 64
     assert all(line.keys() == {"env_steps", "successes", "episodes", "wall_s"} for line in curve)
     rates = [line["train/learning_rate"] for line in read_metrics(tmp_path)]
-    assert rates == pytest.approx([5e-4 * (1 + math.cos(math.pi * index / 30)) for index in range(1, 31)], abs=1e-9)
+    assert rates == pytest.approx([5e-4 * (1 + math.cos(math.pi * index / 31)) for index in range(1, 31)], abs=1e-9)
 
 
 def test_a_checkpoint_holds_weights_moments_and_statistics(tmp_path):
@@ -369,7 +387,7 @@ def test_a_checkpoint_holds_weights_moments_and_statistics(tmp_path):
     setting = ppo.Setting(
         make=make, task=task_spec(make()), state_entries=0, encoder=open_encoder(EncoderConfig(name="none")), cameras=()
     )
-    train_ppo(TINY, setting, 0, tmp_path, lambda trained: None)
+    train_ppo(TINY, setting, 0, tmp_path, lambda trained, score: None)
     trainers = []
     for _ in range(2):
         trainers.append(ppo.Trainer(TINY, setting, seed=1))
@@ -418,8 +436,62 @@ def test_the_better_of_best_and_last_is_chosen_by_option(tmp_path):
     assert sorted(path.name for path in (tmp_path / "b").glob("bundle*")) == ["bundle", "bundle_best"]
 
 
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_kill_beside_a_checkpoint_does_not_lose_the_best_policy(tmp_path, monkeypatch, newer):
+    """The best policy is written before the checkpoint: after a kill between, it may be better than that knows of."""
+    config = replace(TINY, env_steps=30 * 64, checkpoint_every=5)
+    save, kept = ppo_loop._save, []
+
+    def killed(run_dir, done, trainer, notes):
+        if done == 15 * 64:
+            raise KeyboardInterrupt
+        save(run_dir, done, trainer, notes)
+
+    monkeypatch.setattr(ppo_loop, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _learn(config, tmp_path)
+    best = tmp_path / "bundle_best"
+    if newer:  # nothing that follows is as good
+        description = read_json(best / "policy.json")
+        description["training"]["window_score"] = [1.0, 1e9]
+        write_json(best / "policy.json", description)
+        write_json(best / "hashes.json", _hash_files(best))
+        hashed = bundle_hash(best)
+    else:  # gone: whatever comes next is the best there is
+        shutil.rmtree(best)
+    monkeypatch.setattr(ppo_loop, "_save", lambda run_dir, done, trainer, notes: kept.append(notes["best"]))
+    _learn(config, tmp_path)
+    if newer:
+        assert bundle_hash(tmp_path / "bundle") == hashed and kept[-1] == [1.0, 1e9]
+    else:
+        found = read_json(tmp_path / "bundle" / "policy.json")["training"]
+        assert found["checkpoint"] == "best" and found["window_score"] == kept[-1]
+
+
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
+    _learn(replace(TINY, env_steps=10 * 64), tmp_path)
+    with pytest.raises(ValueError, match=r"640 environment steps already, more than ppo.env_steps=384; give 640"):
+        _learn(TINY, tmp_path)
+
+
+def test_what_a_rollout_begins_with_has_the_statistics_of_its_time():
+    make = partial(make_environment, PENDULUM)
+    encoder = open_encoder(EncoderConfig(name="none"))
+    with EnvironmentPool(make, num_envs=4, workers=0, groups=2, seed=(0,)) as pool:
+        collector, told, actions = _collector(pool, make, encoder)
+        model = ActorCritic(TINY, _sizes(told), actions, seed=0)
+        collector.collect(model, 3, torch.Generator().manual_seed(0))
+        names = tuple(str(index) for index in range(told))
+        normalizer = Normalizer.fit(np.random.default_rng(0).normal(3.0, 2.0, (50, told)), names)
+        collector.set_normalizer(normalizer)
+        rollout = collector.collect(model, 3, torch.Generator().manual_seed(1))
+    for step in range(3):
+        np.testing.assert_array_equal(rollout.proprio[step].numpy(), normalizer.normalize(rollout.told[step]))
+
+
 def test_settings_that_cannot_be_are_named():
     for changed, message in (
+        ({"env_steps": 8192}, r"ppo.env_steps above 8192 .*the first rollout is for the statistics"),
         ({"select": "first"}, "ppo.select best or last, got 'first'"),
         ({"discount": 1.5}, r"ppo.discount in \[0, 1\], got 1.5"),
         ({"num_envs": 1, "rollout_steps": 2, "minibatches": 4}, "at most 2 minibatches"),
@@ -451,8 +523,8 @@ def test_the_command_continues_a_run_with_other_processes_and_more_steps(tmp_pat
     assert "400 environment steps" in capsys.readouterr().out
     (tmp_path / "evaluation.json").unlink()
     (tmp_path / "episodes.jsonl").unlink()
-    for bundle in tmp_path.glob("bundle*"):  # as if it had been killed before the end
-        shutil.rmtree(bundle)
+    for made in (*tmp_path.glob("bundle*"), tmp_path / "last"):  # as if it had been killed before the end
+        shutil.rmtree(made)
     assert _exit_code(*command, "ppo.env_steps=600", "ppo.threads=1") == 0
     assert [line["step"] for line in read_metrics(tmp_path)] == [200, 400, 600]
     assert _exit_code(*command, "ppo.env_steps=600", "ppo.threads=1", "ppo.clip=0.2") == 1

@@ -7,6 +7,7 @@ from policies.statistics import (
     Paired,
     Rate,
     detectable_difference,
+    needed_pairs,
     needed_rollouts,
     newcombe_interval,
     paired,
@@ -64,6 +65,19 @@ def test_needed_rollouts_detect_the_difference_with_the_promised_power():
     pooled = (first + second) / (2 * episodes)
     z = (second - first) / episodes / np.sqrt(2 * pooled * (1 - pooled) / episodes)
     assert 0.77 <= np.mean(np.abs(z) > 1.96) <= 0.84
+
+
+def test_needed_pairs_detect_the_difference_with_the_promised_power():
+    """Connor's number for a known case, and McNemar's exact test on so many simulated pairs."""
+    seen = Paired(both=50, only_first=20, only_second=10, neither=20)
+    pairs = needed_pairs(seen)
+    assert pairs == 234  # ((1.960 sqrt(0.3) + 0.842 sqrt(0.3 - 0.01)) / 0.1)^2 = 233.1
+    random = np.random.default_rng(0)
+    drawn = random.multinomial(pairs, [0.5, 0.2, 0.1, 0.2], size=2000)
+    found = [Paired(both=a, only_first=b, only_second=c, neither=d).p_value < 0.05 for a, b, c, d in drawn.tolist()]
+    assert 0.74 < np.mean(found) < 0.84  # the exact test is a little more careful than the formula
+    with pytest.raises(ValueError, match="two different rates"):
+        needed_pairs(Paired(both=5, only_first=2, only_second=2, neither=1))
 
 
 def test_detectable_difference_is_what_needed_rollouts_says():

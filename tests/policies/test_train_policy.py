@@ -1,20 +1,25 @@
 """Does the whole of train-policy run, repeat for nothing, share its cache, and tell a user what is wrong?"""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from policies import train as training
 from policies.bundle import load_policy
+from policies.collect import CollectConfig, collect_episodes
 from policies.encoder import EncoderConfig
 from policies.policy_report import next_commands
 from policies.train import check_settings, open_demonstrations, train_bundle, train_policy
+from tests.policies.small import IMAGE_SIZE
 from toto_robot import cli, packaged
 from toto_robot.data.episodes import ORACLE_KEY, EpisodeStore, FeatureSpec
+from toto_robot.models.hub import from_pretrained, save_pretrained
 from toto_robot.run_folder import read_json, read_metrics
 
 pytestmark = pytest.mark.render
@@ -84,11 +89,47 @@ def test_a_run_that_was_killed_does_not_go_on_under_other_settings(small, tmp_pa
     (run / "settings.json").unlink()  # what an earlier version has begun goes on
     bundle = train_bundle(small, run)
     recorded = read_json(bundle / "policy.json")["training"]["settings"]
-    assert read_json(run / "settings.json") == recorded
+    begun = read_json(run / "settings.json")
+    assert len(begun.pop("made_of")["commits"]) == 1 and begun == recorded
     del recorded["bc"]["token_dropout"]  # a bundle of a version that did not know the key, which had its default then
     check_settings(recorded, small, run)
     with pytest.raises(ValueError, match=r"bc.token_dropout: 0.0 -> 0.1"):
         check_settings(recorded, replace(small, bc=replace(small.bc, token_dropout=0.1)), run)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("what", ["encoder", "demonstrations"])
+def test_what_lay_at_the_paths_must_still_be_there(small, demos, toto_folder, tmp_path, monkeypatch, what, finished):
+    """An encoder trained again or a store collected anew has the same settings, and is something else."""
+    encoder, store = shutil.copytree(toto_folder, tmp_path / "encoder"), shutil.copytree(demos, tmp_path / "demos")
+    small = replace(small, demos=str(store), encoder=replace(small.encoder, path=str(encoder)), demonstrations=2)
+    run = tmp_path / "run"
+    if finished:
+        train_bundle(small, run)
+        train_bundle(small, run)  # it counts as done
+    else:
+        with monkeypatch.context() as patched:
+            patched.setattr("policies.train.save_bundle", None)  # killed before the end
+            with pytest.raises(TypeError):
+                train_bundle(small, run)
+    if what == "encoder":
+        model = from_pretrained(encoder)
+        save_pretrained(type(model)(model.config, generator=torch.Generator().manual_seed(5)), encoder)
+        said = r"another encoder \(its weights, layer or precision\)"
+    else:
+        shutil.rmtree(store)
+        collect_episodes(CollectConfig(episodes=2, image_size=IMAGE_SIZE, workers=1, seed=50), store)
+        said = "other demonstrations"
+    with pytest.raises(ValueError, match=rf"holds a policy of {said}: \w+ -> \w+"):
+        train_bundle(small, run)
+
+
+def test_a_finished_policy_needs_neither_its_encoder_nor_its_demonstrations(small, toto_folder, tmp_path):
+    encoder = shutil.copytree(toto_folder, tmp_path / "encoder")
+    small = replace(small, encoder=replace(small.encoder, path=str(encoder)), demonstrations=2)
+    bundle = train_bundle(small, tmp_path / "run")
+    shutil.rmtree(encoder)
+    assert train_bundle(replace(small, demos=str(tmp_path / "gone")), tmp_path / "run") == bundle
 
 
 @pytest.mark.parametrize("learner", ["bc", "dagger"])
@@ -130,8 +171,8 @@ def test_the_commands_that_come_next_exist_and_compose(small, tmp_path):
     for other in ({"env_id": "toto_robot/KukaPick-v0"}, {"preset": "pixmc"}):
         assert [line.split()[1] for line in next_of(task=other)] == told[:3]
     assert "deploy" not in [line.split()[1] for line in next_of(encoder={"name": "state"})]
-    (acting,) = (line for line in next_of(training={"learner": "ppo", "env_steps": 300}) if "compare" in line)
-    assert "policy=ppo" in acting and "train.ppo.env_steps=300" in acting and "demonstrations" not in acting
+    (acting,) = (line for line in next_of(training={"learner": "ppo", "env_steps": 30_000}) if "compare" in line)
+    assert "policy=ppo" in acting and "train.ppo.env_steps=30000" in acting and "demonstrations" not in acting
     (corrected,) = (line for line in next_of(training={"learner": "dagger"}) if "compare" in line)
     assert "policy=dagger" in corrected and "demonstrations=[3]" in corrected
     for line in [*lines, acting, corrected]:

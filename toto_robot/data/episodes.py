@@ -163,9 +163,13 @@ class EpisodeStore:
             raise ValueError(f"{self.path} has no {key!r}; it has {', '.join(self.features)}")
         return self._flat.data[key].read(start, stop)
 
-    def content_hash(self) -> str:
-        """Return the SHA-256 over all episodes and their numbers; a kill and resume does not change it."""
-        return self._flat.content_hash()
+    def content_hash(self, episodes: int | None = None) -> str:
+        """Return the SHA-256 over all episodes, or the first ones, and their numbers; a kill and resume keeps it.
+
+        That of the first n is what a store of these n alone would have, so that a store may grow. IndexError for more
+        than there are.
+        """
+        return self._flat.content_hash(episodes)
 
     def append(self, episode: Mapping[str, Array], meta: Numbers) -> None:
         """Add one episode: arrays (T, ...) for every feature, and numbers about it; it is on disk when this returns.

@@ -174,14 +174,20 @@ class FlatStore:
             raise IndexError(f"item {item} is outside the {self.items} items of {self.path}")
         return (int(self.ends[item - 1]) if item else 0), int(self.ends[item])
 
-    def content_hash(self) -> str:
-        """Return the SHA-256 over all committed arrays and records; times, machine and other provenance stay out."""
-        digest = hashlib.sha256(json.dumps([self.items, self.rows, self.records]).encode())
-        arrays = {**{f"data/{key}": array for key, array in self.data.items()}, **self._meta}
-        for name, array in sorted(arrays.items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            for start in range(0, len(array), 1024):
-                digest.update(array.read(start, min(start + 1024, len(array))).data)
+    def content_hash(self, items: int | None = None) -> str:
+        """Return the SHA-256 over the committed arrays and records of all items or the first ones.
+
+        Times, machine and other provenance stay out. IndexError for more items than there are.
+        """
+        items = self.items if items is None else items
+        rows = self.bounds(items - 1)[1] if items else 0
+        digest = hashlib.sha256(json.dumps([items, rows, self.records[:items]]).encode())
+        data = {f"data/{key}": (array, rows) for key, array in self.data.items()}
+        arrays = {**data, **{key: (array, items) for key, array in self._meta.items()}}
+        for name, (array, length) in sorted(arrays.items()):
+            digest.update(f"{name} {array.dtype} {(length, *array.shape[1:])}".encode())
+            for start in range(0, length, 1024):
+                digest.update(array.read(start, min(start + 1024, length)).data)
         return digest.hexdigest()
 
     # Writing

@@ -51,10 +51,10 @@ def load_encoder(
     safetensors file `weights` or drawn from `seed`; `image_px` is the picture that these four see, by default their
     own. `none`: no vision. `state`: none either, the policy is told the simulator's state. `layer`: a block (0 =
     embedding), "mid", or "last", by default mid for Toto, MAE and their random twins and last for hf and timm; several,
-    in a list or a string like "0+mid", lie side by side in the features. `context_frames`: how many frames a Toto stream looks back on, by default
-    all it was trained with. `streaming`: how it goes beyond them, "ring" (the default), "reset", "staggered" or
-    "recompute" (`models/streaming.py`). `precision`: "auto", "bf16", "fp32". Raises ValueError for an unknown name, a
-    folder that is missing or holds another model, or arguments out of range.
+    in a list or a string like "0+mid", lie side by side in the features. `context_frames`: how many frames a Toto
+    stream looks back on, by default all it was trained with. `streaming`: how it goes beyond them, "ring" (the
+    default), "reset", "staggered" or "recompute" (`models/streaming.py`). `precision`: "auto", "bf16", "fp32". Raises
+    ValueError for an unknown name, a folder that is missing or holds another model, or arguments out of range.
     """
     device = torch.device(device)
     name, folder = _resolve(name_or_dir, path)
