@@ -19,7 +19,7 @@ from deploy.cameras.start import CameraPlaces, start_cameras
 from deploy.deploy_config import control_config, preflight_config
 from deploy.emulator.client import Emulator
 from deploy.operator_keys import OperatorKeys
-from deploy.person import confirm_motion
+from deploy.person import begun_by_person, confirm_motion
 from deploy.policy_loop import InferenceConfig, InferenceProcess, check_rate
 from deploy.preflight import require_host, require_robot
 from deploy.realtime.mailbox import Mailbox, memory_folder
@@ -138,6 +138,8 @@ def _episodes(
                 emulator.reset(seed)
                 session.confirm()
                 time.sleep(_SETTLE_S)
+            elif number > 1 and not config.dry_run and not begun_by_person(keys, number):
+                break
             _wait_for_pictures(cameras, config.camera_s)
             outcome = session.run_episode(number, seed, watch, judge)
             outcomes.append({"episode": number, "seed": seed, **asdict(outcome)})

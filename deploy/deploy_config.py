@@ -66,6 +66,11 @@ class DeployConfig:
                 f"control must be one of {', '.join(CONTROLS)}, the second with driver=franky only, "
                 f"got {self.control!r} and {self.driver_name}"
             )
+        if self.collision is not None and (self.driver_name != "franky" or not self.collision > 0):
+            raise ValueError(
+                "collision is a contact threshold above 0 that driver=franky sets; other drivers leave the arm's own, "
+                f"got {self.collision} and {self.driver_name}"
+            )
         if not 0.0 < self.step_rad <= 1.0 or not self.camera_s > 0:
             raise ValueError(
                 f"expected step_rad above 0 to 1 rad and camera_s above 0, got {self.step_rad} and {self.camera_s}"
@@ -94,6 +99,7 @@ def preflight_config(config: DeployConfig) -> PreflightConfig:
         realtime=config.realtime,
         realtime_priority=config.realtime_priority,
         seconds=_EMULATED_LINK_S if config.robot in SIMULATED else config.preflight_s,
+        margins=config.margins,
     )
 
 
@@ -101,8 +107,15 @@ def control_config(config: DeployConfig, address: str, description: Any, run_dir
     """Return the control process's settings: an arm holds after two policy periods without a plan."""
     task = description["task"]
     period_s = 1.0 / float(task["control_rate_hz"])
-    collision = config.collision or (_EMULATED_COLLISION if config.robot == "emulator" else None)
-    franky: dict[str, Any] = {"control": config.control, **({"collision": collision} if collision else {})}
+    collision = _EMULATED_COLLISION if config.robot == "emulator" else None
+    collision = collision if config.collision is None else config.collision
+    franky: dict[str, Any] = {"control": config.control, **({} if collision is None else {"collision": collision})}
+    box = box_of(config.box_m, str(task.get("env_id")))
+    if box is None and config.box_m is not None and config.robot not in SIMULATED:
+        raise ValueError(
+            f"{task.get('env_id')} has no workspace box of its own: give box_m=[x,y,z low,x,y,z high] in metres, frame "
+            "of the arm's base, or box_m=null for an arm that may go everywhere"
+        )
     return ControlConfig(
         driver=config.driver_name,
         driver_settings=franky if config.driver_name == "franky" else {},
@@ -111,7 +124,7 @@ def control_config(config: DeployConfig, address: str, description: Any, run_dir
         realtime=config.realtime,
         rate_hz=config.rate_hz,
         realtime_priority=config.realtime_priority,
-        box=box_of(config.box_m, str(task.get("env_id"))),
+        box=box,
         margins=config.margins,
         step_rad=config.step_rad,
         machine=MachineSettings(stale_s=min(2.0 * period_s, 0.5)),

@@ -2,6 +2,7 @@
 
 s, space  ramp to rest and end the run      e  end this episode     y  end it as a success
 q         the same as s                     c  confirm after a user stop
+enter     begin the next episode, where the program asks for it
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class OperatorKeys:
         self._session = session
         self._verdict: str | None = None
         self._stopped = False
+        self._began = threading.Event()
         self._ended = threading.Event()
         self._before: Any = None
         self._thread: threading.Thread | None = None
@@ -77,6 +79,17 @@ class OperatorKeys:
             self._verdict = "success"
         elif key == b"c":
             self._session.confirm()
+        elif key in (b"\n", b"\r"):
+            self._began.set()
+
+    def wait_for_start(self) -> bool:
+        """Wait until the person begins an episode, from now on; False when they end the run instead."""
+        self._began.clear()
+        while not self._began.wait(_POLL_S):
+            if self._stopped:
+                return False
+        self._verdict = None  # of the episode before
+        return not self._stopped
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()

@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 _STATE_STALE_S = 0.3
+_HAND_STALE_S = 2.0  # a hand reports ten times a second, some not while their fingers move
 _POLL_S = 0.002
 _REST_S = 5.0  # for the ramp at the end of an episode
 _QUIT_S = 3.0
@@ -144,8 +145,9 @@ def run_inference(config: InferenceConfig, folder: Path, parent: int) -> None:
 
     # A terminal's Ctrl-C and hang-up, or a kill of the whole group, reach every process of a run. The one with the
     # terminal stops the arm and then ends this one: a policy that died first would leave the arm without a plan.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, leave_it_to_the_parent)
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)
     die_with_parent(parent)
     import torch
 
@@ -225,15 +227,17 @@ class PolicyLoop:
         if self._monitor is not None:
             self._monitor.reset()
         due_robot_s = self._observe_clock()
-        while self._goes_on(int(episode["number"])):
-            now_robot_s = self._observe_clock()
-            if now_robot_s < due_robot_s:
-                time.sleep(_POLL_S)
-                continue
-            due_robot_s = max(due_robot_s + self._interface.period_s, now_robot_s)  # no burst after a late step
-            self._try_step(int(episode["number"]), rows)
-        self._send_stop(int(episode["number"]))
-        rows.write(self._config.log_folder / f"policy_{int(episode['number']):05d}.npz")
+        try:
+            while self._goes_on(int(episode["number"])):
+                now_robot_s = self._observe_clock()
+                if now_robot_s < due_robot_s:
+                    time.sleep(_POLL_S)
+                    continue
+                due_robot_s = max(due_robot_s + self._interface.period_s, now_robot_s)  # no burst after a late step
+                self._try_step(int(episode["number"]), rows)
+        finally:  # what led to an output that is refused is what one wants to see
+            self._send_stop(int(episode["number"]))
+            rows.write(self._config.log_folder / f"policy_{int(episode['number']):05d}.npz")
         self._wait_for_rest()
         self._chunks.put(np.zeros((), CHUNK))  # takes the stop back: it would also keep the arm from recovering
         self._news["written"] = episode["number"]
@@ -272,6 +276,9 @@ class PolicyLoop:
             raise Waiting(f"the arm is {Machine(int(state['machine'])).name.lower()}")
         if Machine(int(state["machine"])) is Machine.IDLE and self._following and self._idle_again():
             self._following = False
+        hand_s = float(state["gripper_time_s"])
+        if hand_s > 0.0 and time.monotonic() - hand_s > _HAND_STALE_S:
+            raise Waiting("the hand gives no state")
         width_m, speed_m_s = self._hand.observe(state)
         return state, Measured(state["q_rad"].copy(), state["dq_rad_s"].copy(), width_m, speed_m_s)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class PreflightConfig:
     cameras: tuple[str, ...] = ()  # of a real arm, such as [front=opencv:0,wrist=realsense:<serial>]
     policy: str | None = None  # bundle whose latency is measured; needs torch on this computer
     device: str = "cpu"  # where its encoder runs
+    margins: Margins = field(default_factory=Margins)  # that the run will keep
 
     def __post_init__(self) -> None:
         if self.robot not in _ROBOTS:
@@ -142,7 +143,7 @@ def check_robot(config: PreflightConfig, address: str, details: dict[str, Any]) 
     driver = make_driver(name, robot=config.arm, address=address, realtime=config.realtime)
     try:
         with driver:
-            found += [*_state(driver, config.arm), _gripper(driver)]
+            found += [*_state(driver, config.arm, config.margins), _gripper(driver)]
             if name == "twin":  # no link: it is this process
                 return found
             may_hold = config.hold and driver.state().mode is Mode.IDLE
@@ -211,11 +212,11 @@ def _server(name: str, arm: str, address: str) -> Finding:
     return Finding(name="server", verdict=OK, text=f"speaks version {server} ({system}); limits {limits.name}")
 
 
-def _state(driver: RobotDriver, arm: str) -> list[Finding]:
+def _state(driver: RobotDriver, arm: str, margins: Margins) -> list[Finding]:
     state = driver.state()
     ready = state.mode in (Mode.IDLE, Mode.MOVE)
     errors = f", errors: {', '.join(state.errors)}" if state.errors else ""
-    kept = limits_for(arm, driver.server_version()).tightened(Margins())
+    kept = limits_for(arm, driver.server_version()).tightened(margins)
     room = np.minimum(state.q_rad - kept.low_rad, kept.high_rad - state.q_rad)
     joint = int(np.argmin(room))
     verdict = OK if room[joint] > 0.1 else WARNING if room[joint] > 0.0 else FAILED

@@ -26,7 +26,7 @@ from deploy.deploy_config import ROBOTS, DeployConfig, control_config, preflight
 from deploy.emulator.client import Emulator
 from deploy.episode_log import append_episode
 from deploy.operator_keys import OperatorKeys
-from deploy.person import confirm_motion, stop_signals
+from deploy.person import begun_by_person, confirm_motion, stop_signals
 from deploy.policy_loop import InferenceConfig, check_rate
 from deploy.preflight import require_host, require_robot
 from deploy.realtime.mailbox import memory_folder
@@ -120,6 +120,8 @@ def run_episodes(
             seed = config.first_seed + number - 1 if cell else -1
             if cell:
                 prepare(cell, session, seed)
+            elif number > 1 and not config.dry_run and not begun_by_person(keys, number):
+                break
             judge = scene_judge(cell, keys) if cell else keys.verdict
             outcome = session.run_episode(number, seed, watch, judge)
             outcomes.append({"episode": number, "seed": seed, **asdict(outcome), **scene_says(cell)})

@@ -42,7 +42,7 @@ from toto_robot.one_thread import ONE_THREAD, environment_variables
 from toto_robot.run_folder import write_text
 
 _POLL_S = 0.02
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 ERROR_FILE = "control_error"  # why the control process refused or ended
 _REST_S = 15.0  # for a ramp and the end of a motion
 _QUIT_S = 5.0

@@ -10,6 +10,7 @@ import numpy as np
 from deploy.cameras.capture import CameraError, CaptureSettings
 
 _TIMEOUT_MS = 2000
+_WALL_CLOCKS = ("global_time", "system_time")  # of rs2_timestamp_domain; hardware_clock is the device's own
 
 
 class RealSenseSource:
@@ -53,9 +54,10 @@ class RealSenseSource:
         color = frames.get_color_frame()
         if not color:
             raise CameraError(f"RealSense {self._serial}: a frame set without colour")
-        # The picture is older than its arrival; the library's clock is the host's wall clock (global time).
-        age_s = time.time() - color.get_timestamp() / 1000.0
-        return arrived_s - (age_s if 0.0 <= age_s < 0.5 else 0.0), np.asanyarray(color.get_data()).copy()
+        # The picture is older than its arrival, however much, where the library counts in the host's wall clock.
+        wall = str(color.get_frame_timestamp_domain()).rpartition(".")[2] in _WALL_CLOCKS
+        age_s = max(0.0, time.time() - color.get_timestamp() / 1000.0) if wall else 0.0
+        return arrived_s - age_s, np.asanyarray(color.get_data()).copy()
 
     def close(self) -> None:
         """Stop the stream and reset the device, which cures one that gives no frames."""

@@ -67,12 +67,29 @@ class BrakingLimits:
 
     def containing(self, q_rad: Floats) -> BrakingLimits:
         """Return limits that also hold at rest at `q_rad` (7,): an arm that starts outside may only move inwards."""
-        wider = object.__new__(BrakingLimits)
-        wider.__dict__.update(self.__dict__)
         sides = np.maximum(self.sides, np.array([q_rad, -q_rad]) + _SLACK)
-        wider.ends = self.ends + (sides - self.sides)
-        wider.sides, wider.high, wider.low = sides, sides[0], -sides[1]
-        return wider
+        # No farther than rest there needs: a velocity limit that ends farther out would be above the robot's own.
+        return self._with(sides, np.maximum(self.ends, sides + self.offset**2 * self.curvature))
+
+    def narrowed(self, motion: Motion, configured: BrakingLimits) -> BrakingLimits:
+        """Return limits between these and `configured`, as narrow as the stop of `motion` (7,) allows.
+
+        What was widened for the start of a motion is given back joint by joint as the arm comes in.
+        """
+        rest = resting_point(motion, self)
+        reached = [np.maximum(motion.q_rad, rest), np.minimum(motion.q_rad, rest)]
+        out = configured.containing(reached[0]).containing(reached[1])
+        fits = stop_fits(motion, out)
+        return self._with(
+            np.where(fits, np.minimum(self.sides, out.sides), self.sides),
+            np.where(fits, np.minimum(self.ends, out.ends), self.ends),
+        )
+
+    def _with(self, sides: Floats, ends: Floats) -> BrakingLimits:
+        other = object.__new__(BrakingLimits)
+        other.__dict__.update(self.__dict__)
+        other.ends, other.sides, other.high, other.low = ends, sides, sides[0], -sides[1]
+        return other
 
 
 def advance(motion: Motion, jerk: Floats, time_s: Floats | float) -> Motion:

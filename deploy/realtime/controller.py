@@ -1,7 +1,8 @@
 """What moves the arm? One process that owns the driver: how it starts, and how it ends.
 
-Whatever ends it (SIGTERM, SIGINT, SIGHUP, the death of its parent, an exception) ends in a ramp to rest and the end of
-the motion. Only SIGKILL does not: then the robot misses its commands and stops by itself.
+Whatever ends it (SIGTERM, SIGINT, SIGHUP, SIGQUIT, the death of its parent, an exception) ends in a ramp to rest and
+the end of the motion; a terminal's Ctrl-Z is ignored. Only SIGKILL and SIGSTOP are not heard: then the robot misses its
+commands and stops by itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from deploy.realtime.ticklog import read_ticks, report_of
 
 __all__ = ["ControlConfig", "run_control"]
 
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def run_control(
@@ -45,6 +46,7 @@ def run_control(
 
     for number in _ENDING_SIGNALS:
         signal.signal(number, quit_on)
+    signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z: a loop that stands still misses the robot's cycles
     die_with_parent(parent)
     sharpen_timer()
     grasp_point = _grasp_point() if config.box is not None else None
@@ -91,6 +93,7 @@ def _write_report(
         "driver": config.driver,
         "limits": controller.limits.joint.name,
         "limits_source": controller.limits.robot.source,
+        "box_m": None if config.box is None else [*config.box.low_m, *config.box.high_m],
         **report_of(ticks, 1.0 / config.rate_hz),
         "missed_deadlines": controller.missed,
         "lost_log_records": controller.log.lost,

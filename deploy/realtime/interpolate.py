@@ -17,6 +17,7 @@ from deploy.realtime.limits import Floats
 from deploy.realtime.records import MAX_WAYPOINTS
 
 FUTURE_S = 0.05  # one clock for all processes: a stamp farther ahead than this is not a stamp
+OLD_S = 0.5  # a plan from a robot state older than this is about a robot that is somewhere else by now
 
 
 class Wish(NamedTuple):
@@ -28,6 +29,11 @@ class Wish(NamedTuple):
     starved: bool  # the plan is at its end
 
 
+def _observed_s(chunk: np.ndarray) -> float:
+    """Return when the robot was as the plan assumes; that it was made, where it does not say."""
+    return float(chunk["state_s"]) or float(chunk["made_s"])
+
+
 class ChunkFollower:
     """Holds the newest plan. `accept` takes chunk records, `at` says what they ask for."""
 
@@ -36,6 +42,7 @@ class ChunkFollower:
             raise ValueError(f"blend_s must be above 0 and at most 1 s, got {blend_s}")
         self._blend_s = blend_s
         self.made_s = -np.inf  # stamp of the newest chunk that was accepted
+        self.observed_s = -np.inf  # of the robot state that it was made from
         self.capture_s = 0.0
         self.rejected: dict[str, int] = {}
         self._times = np.zeros(0)
@@ -53,6 +60,7 @@ class ChunkFollower:
             self.rejected[reason] = self.rejected.get(reason, 0) + 1
             return reason
         self.made_s, self.capture_s = float(chunk["made_s"]), float(chunk["capture_s"])
+        self.observed_s = _observed_s(chunk)
         count = int(chunk["count"])
         times, q, dq = chunk["time_s"][:count], chunk["q_rad"][:count], chunk["dq_rad_s"][:count]
         self._gripper = chunk["gripper"][:count].copy()
@@ -72,6 +80,8 @@ class ChunkFollower:
             return "no valid stamp"
         if made_s <= self.made_s:
             return "out of order"
+        if not now_s - _observed_s(chunk) <= OLD_S:
+            return "from an old state"
         if not 0 < count <= MAX_WAYPOINTS:
             return "no waypoints"
         for name in ("time_s", "q_rad", "dq_rad_s", "gripper"):

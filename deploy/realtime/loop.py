@@ -100,6 +100,7 @@ class Controller:
             Seen(
                 now_s=now_s,
                 chunk_made_s=self.follower.made_s,
+                observed_s=self.follower.observed_s,
                 stop=bool(operator["stop"]) or self.quit or self._policy_stop,
                 hold=bool(operator["hold"]),
                 confirmations=int(operator["confirm"]),
@@ -193,6 +194,8 @@ class Controller:
         age_s = now_s - self.follower.made_s if running else np.inf
         measured = self._command.q_rad if self.config.dry_run else state.q_rad
         self._command, guards = filter_target(self._command, target, measured, age_s, self._active, dt_s)
+        if self._active is not self.limits:
+            self._active = self._active.narrowed(self._command, self.limits)
         if not self.config.dry_run:
             try:
                 self.driver.set_target(self._command.q_rad, self._command.dq_rad_s)

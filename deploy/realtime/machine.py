@@ -56,6 +56,7 @@ class Seen:
 
     now_s: float
     chunk_made_s: float  # stamp of the newest accepted chunk, -inf without one
+    observed_s: float | None = None  # of the robot state that it was made from; None: as old as the chunk
     stop: bool = False  # by the operator, by the policy's stop flag, or because the process ends
     hold: bool = False
     confirmations: int = 0
@@ -75,7 +76,7 @@ class StateMachine:
         self.total_tries = 0
         self._next_try_s = 0.0
         self._confirmed = 0  # confirmations that are used up
-        self._barrier_s = float("-inf")  # chunks made before this moment start nothing
+        self._barrier_s = float("-inf")  # chunks of what was seen before this moment start nothing
         self._undisturbed_s = 0.0
 
     @property
@@ -88,7 +89,9 @@ class StateMachine:
         if seen.failure is not None:
             return self._fail(seen, seen.failure)
         if self.state is not Machine.LOST and seen.mode in (Mode.USER_STOPPED, Mode.REFLEX):
-            known = (Machine.USER_STOPPED, Machine.REFLEX, Machine.RECOVERING)
+            known = {Machine.USER_STOPPED, Machine.REFLEX, Machine.RECOVERING}
+            if seen.mode is Mode.USER_STOPPED:
+                known.remove(Machine.REFLEX)  # or the arm would recover by itself once it is released
             if self.state not in known:
                 text = "the user stop is pressed" if seen.mode is Mode.USER_STOPPED else "the robot is in reflex"
                 kind = UserStopped if seen.mode is Mode.USER_STOPPED else DriverError
@@ -118,7 +121,8 @@ class StateMachine:
 
     def _idle(self, seen: Seen) -> Do:
         fresh = seen.now_s - seen.chunk_made_s <= self.settings.stale_s
-        if seen.stop or seen.hold or not fresh or seen.chunk_made_s <= self._barrier_s:
+        observed_s = seen.chunk_made_s if seen.observed_s is None else seen.observed_s
+        if seen.stop or seen.hold or not fresh or observed_s <= self._barrier_s:
             return Do.NOTHING
         self.state = Machine.RUNNING
         self._undisturbed_s = seen.now_s

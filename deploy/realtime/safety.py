@@ -97,6 +97,16 @@ class SafetyLimits:
         copy.__dict__["braking"] = self.braking.containing(q_rad)
         return copy
 
+    def narrowed(self, motion: Motion, configured: SafetyLimits) -> SafetyLimits:
+        """Return these limits of `starting_at` without what `motion` (7,) needs no more; `configured` in the end."""
+        braking = self.braking.narrowed(motion, configured.braking)
+        if (braking.sides == configured.braking.sides).all() and (braking.ends == configured.braking.ends).all():
+            return configured
+        copy = object.__new__(SafetyLimits)
+        copy.__dict__.update(self.__dict__)
+        copy.__dict__["braking"] = braking
+        return copy
+
 
 def filter_target(
     command: Motion,

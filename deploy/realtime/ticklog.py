@@ -25,11 +25,16 @@ class TickLog:
     def __init__(self, path: Path, rate_hz: float) -> None:
         self.path = path
         self._ring = np.zeros(int(rate_hz * _SECONDS) + 1, TICK)
-        self._filled = self._written = self.lost = 0  # counts of records; only one thread changes each
+        self._filled = self._written = self._dropped = self._torn = 0  # counts of records; one thread changes each
         self._ended = threading.Event()
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115
         self._thread = threading.Thread(target=self._flush_until_closed, name="ticklog", daemon=True)
         self._thread.start()
+
+    @property
+    def lost(self) -> int:
+        """Records that the ring or the disk had no room for."""
+        return self._dropped + self._torn
 
     def record(self) -> np.ndarray:
         """Return the record to fill (0-d view); `keep` makes it part of the log."""
@@ -39,7 +44,7 @@ class TickLog:
     def keep(self) -> None:
         """Keep the record that `record` returned."""
         if self._filled + 1 - self._written >= len(self._ring):
-            self.lost += 1
+            self._dropped += 1
             return
         self._filled += 1
 
@@ -52,8 +57,21 @@ class TickLog:
         while self._written < filled:
             first = self._written % size
             last = min(first + filled - self._written, size)
-            self._file.write(self._ring[first:last].data.cast("B"))
+            if not self._write(self._ring[first:last]):
+                self._torn += last - first
             self._written += last - first
+
+    def _write(self, records: np.ndarray) -> bool:
+        """Write records whole or not at all: one that is torn would shift all that follow."""
+        whole, left = self._file.tell(), memoryview(records.data.cast("B"))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:  # no space: the arm goes on, and the count of lost records tells
+            self._file.seek(whole)
+            self._file.truncate()
+            return False
+        return True
 
     def close(self) -> None:
         """Write what is left."""

@@ -8,7 +8,6 @@ s, space, q     ramp to rest and end the run                     c  confirm afte
 
 from __future__ import annotations
 
-import threading
 import time
 
 import numpy as np
@@ -26,7 +25,6 @@ class RecordingKeys(OperatorKeys):
 
     def __init__(self, session: Stoppable) -> None:
         super().__init__(session)
-        self._began = threading.Event()
         self._pressed_s: dict[bytes, float] = {}
         self.gripper: float | None = None  # -1 open or +1 closed, None before the first g
         self.touched_s = float("-inf")  # when the person moved anything last
@@ -39,8 +37,6 @@ class RecordingKeys(OperatorKeys):
                 self.gripper = -1.0 if self.gripper == 1.0 else 1.0
             else:
                 self._pressed_s[key] = self.touched_s
-        elif key in (b"\n", b"\r"):
-            self._began.set()
         elif key == b"x":
             self._verdict = "discard"
         else:
@@ -57,13 +53,5 @@ class RecordingKeys(OperatorKeys):
 
     def forget(self) -> None:
         """Begin an episode: nothing pressed, the gripper as it is."""
-        self._began.clear()
         self._pressed_s.clear()
         self._verdict, self.gripper, self.touched_s = None, None, float("-inf")
-
-    def wait_for_start(self) -> bool:
-        """Wait until the person begins the episode; False when they end the run instead."""
-        while not self._began.wait(0.1):
-            if self._stopped:
-                return False
-        return not self._stopped

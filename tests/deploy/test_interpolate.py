@@ -99,6 +99,8 @@ def test_no_seam_jumps_however_much_chunks_disagree() -> None:
         ({"q_rad": np.nan}, "not finite"),
         ({"dq_rad_s": np.inf}, "not finite"),
         ({"time_s": 10.0}, "times do not rise"),
+        ({"state_s": 9.6}, "from an old state"),
+        ({"state_s": np.nan}, "from an old state"),
     ],
 )
 def test_a_bad_chunk_changes_nothing(change: dict[str, float], reason: str) -> None:

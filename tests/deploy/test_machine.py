@@ -72,6 +72,28 @@ def test_a_stop_waits_for_rest_and_the_same_chunk_does_not_start_again() -> None
     assert story.machine.step(Seen(now_s=stopped_s + 0.05, chunk_made_s=stopped_s + 0.04)) is Do.START
 
 
+def test_a_plan_about_what_was_before_a_stop_starts_nothing() -> None:
+    """Inference that began before a stop ends after it: the chunk is new, what it was made from is not."""
+    story = Story().running()
+    story.step(stop=True)
+    assert story.step(stop=True) is Do.END
+    stopped_s = story.now_s
+    assert story.step(observed_s=stopped_s - 0.02) is Do.NOTHING
+    assert story.step(observed_s=stopped_s) is Do.NOTHING
+    assert story.step(observed_s=stopped_s + 0.005) is Do.START
+
+
+def test_a_user_stop_during_a_reflex_needs_a_confirmation() -> None:
+    story = Story().running()
+    story.step(failure=ReflexError("joint_reflex"))
+    story.step(mode=Mode.REFLEX)
+    story.step(mode=Mode.USER_STOPPED)
+    assert story.machine.state is Machine.USER_STOPPED
+    for _ in range(500):  # released, and longer than every pause
+        assert story.step(mode=Mode.REFLEX) is Do.NOTHING
+    assert story.step(mode=Mode.REFLEX, confirmations=1) is Do.RECOVER
+
+
 @pytest.mark.parametrize("failure", [ReflexError("joint_reflex"), CommunicationViolation("late"), DriverError("no")])
 def test_a_reflex_is_recovered_a_bounded_number_of_times_with_growing_pauses(failure: DriverError) -> None:
     story = Story().running()

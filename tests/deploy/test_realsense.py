@@ -32,7 +32,7 @@ class Library(ModuleType):
         self.option = SimpleNamespace(frames_queue_size="frames_queue_size")
         self.asked: list[tuple[Any, ...]] = []  # what was called
         self.plugged, self.silent, self.colourless = True, False, False
-        self.age_s = 0.04
+        self.age_s, self.domain = 0.04, "timestamp_domain.global_time"
         self.picture = np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH, 3)
 
     def config(self) -> SimpleNamespace:
@@ -66,7 +66,9 @@ class Library(ModuleType):
         if self.silent:
             raise RuntimeError(f"Frame didn't arrive within {timeout_ms}")
         frame = SimpleNamespace(
-            get_timestamp=lambda: 1000.0 * (time.time() - self.age_s), get_data=lambda: memoryview(self.picture)
+            get_timestamp=lambda: 1000.0 * (time.time() - self.age_s),
+            get_frame_timestamp_domain=lambda: self.domain,
+            get_data=lambda: memoryview(self.picture),
         )
         return SimpleNamespace(get_color_frame=lambda: None if self.colourless else frame)
 
@@ -102,7 +104,12 @@ def test_a_frame_is_as_old_as_the_library_says_and_is_a_copy(library: Library) -
     np.testing.assert_array_equal(picture, library.picture)
     library.picture[:] = 0
     assert picture.any()
-    library.age_s = 3600.0  # the device's clock is not the host's: then the arrival counts
+    library.age_s = 0.8  # a stall: the oldest frames above all must not count as new
+    assert source.read()[0] == pytest.approx(time.monotonic() - 0.8, abs=0.1)
+    library.domain = "timestamp_domain.hardware_clock"  # not the host's clock: then the arrival counts
+    before_s = time.monotonic()
+    assert source.read()[0] >= before_s
+    library.domain, library.age_s = "timestamp_domain.global_time", -5.0  # the wall clock was set
     before_s = time.monotonic()
     assert source.read()[0] >= before_s
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from deploy.drivers import scheduling
 from deploy.emulator.client import Emulator
 from deploy.person import confirm_motion
 from deploy.policy_loop import PolicyRate, check_rate
-from deploy.run_franka import DeployConfig
+from deploy.run_franka import DeployConfig, control_config
 from toto_robot.data.video import write_mp4
 
 
@@ -37,12 +38,25 @@ from toto_robot.data.video import write_mp4
         ({"box_m": (0.1, 0.2)}, "six numbers"),
         ({"box_m": (0.5, -0.4, 0.4, 0.1, 0.4, 0.9)}, "low_m < high_m"),
         ({"step_rad": 0.0}, "step_rad"),
+        ({"collision": 0.0}, "collision is a contact threshold above 0"),
+        ({"collision": 20.0, "emulated": "fer", "driver": "panda"}, "driver=franky sets.*got 20.0 and panda"),
         ({"realtime_priority": 99}, "realtime_priority"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, word):
     with pytest.raises(ValueError, match=word):
         DeployConfig(policy="bundle", **settings)
+
+
+def test_a_real_arm_without_a_workspace_box_is_refused_unless_it_is_asked_for(tmp_path):
+    description = {"task": {"control_rate_hz": 20.0, "env_id": "lab/Drawer-v0"}}
+    real = DeployConfig(policy="bundle", robot="fr3", address="172.16.0.2")
+    with pytest.raises(ValueError, match=r"lab/Drawer-v0 has no workspace box of its own: give box_m=.*box_m=null"):
+        control_config(real, "172.16.0.2", description, tmp_path)
+    assert control_config(replace(real, box_m=None), "172.16.0.2", description, tmp_path).box is None
+    assert control_config(DeployConfig(policy="bundle"), "127.0.0.1", description, tmp_path).box is None
+    known = {"task": {**description["task"], "env_id": "toto_robot/FrankaPick-v0"}}
+    assert control_config(real, "172.16.0.2", known, tmp_path).box is not None
 
 
 def test_a_rate_that_the_encoder_cannot_hold_is_refused_with_numbers():

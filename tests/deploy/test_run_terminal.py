@@ -147,10 +147,12 @@ def test_a_run_that_is_not_confirmed_moves_nothing(open_terminal, words, arm):
     [
         (lambda terminal: terminal.press("s"), 0),
         (lambda terminal: terminal.press("\x03"), 130),  # Ctrl-C: SIGINT to the whole group
+        (lambda terminal: terminal.press("\x1c"), 130),  # Ctrl-\: SIGQUIT
+        (lambda terminal: terminal.press("\x1as"), 0),  # Ctrl-Z, which freezes nothing, then s
         (group_signal(signal.SIGTERM), 130),
         (Terminal.hang_up, None),  # nobody is left to see the code
     ],
-    ids=["key s", "Ctrl-C", "SIGTERM to the group", "hang-up"],
+    ids=["key s", "Ctrl-C", "Ctrl-backslash", "Ctrl-Z and s", "SIGTERM to the group", "hang-up"],
 )
 def test_every_end_is_a_ramped_stop(open_terminal, words, arm, tmp_path, end, code):
     arm.reset(0)
@@ -168,6 +170,27 @@ def test_every_end_is_a_ramped_stop(open_terminal, words, arm, tmp_path, end, co
     assert not status["moving"] and status["errors"] == [] and np.abs(status["dq_rad_s"]).max() < 0.01
     report = json.loads((tmp_path / "run" / REPORT_FILE).read_text())
     assert report["ended_in"] == "idle" and report["error"] == ""
+
+
+def test_the_next_episode_waits_for_the_person_who_resets_the_scene(open_terminal, words, arm, tmp_path):
+    arm.reset(0)
+    terminal = open_terminal([*words, "episodes=3"])
+    terminal.wait_for(lambda: "type yes" in terminal.text)
+    terminal.press("yes\n")
+    terminal.wait_for(lambda: np.abs(arm.status()["dq_rad_s"]).max() > 0.01)
+    terminal.press("\ne")  # enter while it moves begins nothing
+    terminal.wait_for(lambda: "episode 2: put the scene back" in terminal.text)
+    since = last_event(arm)
+    time.sleep(1.0)
+    assert "motion_started" not in {line["event"] for line in arm.events(since)} and not arm.status()["moving"]
+    terminal.press("\n")
+    terminal.wait_for(lambda: "motion_started" in {line["event"] for line in arm.events(since)})
+    terminal.press("y")
+    terminal.wait_for(lambda: "episode 3: put the scene back" in terminal.text)
+    terminal.press("s")
+    assert terminal.process.wait(PATIENCE_S) == 0
+    lines = (tmp_path / "run" / "episodes.jsonl").read_text().splitlines()
+    assert [json.loads(line)["ended"] for line in lines] == ["failure", "success"]
 
 
 def last_event(arm: Emulator) -> int:

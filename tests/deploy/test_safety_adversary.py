@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from adversary import NAMES, Judge, campaign, run
 
-from deploy.realtime.braking import Motion, advance, stop_fits, stopping
+from deploy.realtime.braking import BrakingLimits, Motion, advance, stop_fits, stopping
 from deploy.realtime.limits import FER, FR3, FR3_BEFORE_5_9, JointLimits, Margins
 from deploy.realtime.records import Guard
 from deploy.realtime.safety import Box, SafetyLimits, filter_target
@@ -195,6 +195,35 @@ def test_an_arm_that_starts_outside_a_margin_moves_inwards_only() -> None:
     start[3] = FER.high_rad[3] + 0.01
     with pytest.raises(ValueError, match="joint 4"):
         limits.starting_at(start)
+
+
+@pytest.mark.parametrize("robot", [FER, FR3], ids=lambda limits: limits.name)
+def test_what_is_widened_for_a_start_is_given_back_on_the_way_in(robot: JointLimits) -> None:
+    """Every joint begins in its margin and is led in and out at random: the margin holds again once it is left."""
+    limits = SafetyLimits(robot=robot)
+    rng = np.random.default_rng(3)
+    upper = rng.random(7) < 0.5
+    soft = np.where(upper, limits.braking.high, limits.braking.low)
+    hard = np.where(upper, *BrakingLimits(robot).sides * [[1], [-1]])
+    start = 0.7 * hard + 0.3 * soft
+    now, active, judge = at_rest(start), limits.starting_at(start), Judge()
+    positions, been_in, farthest = [start] * 4, np.zeros(7, bool), np.full(7, -np.inf)
+    for tick in range(3000):
+        if tick % 60 == 0:
+            goal = start + np.where(upper, -1, 1) * rng.uniform(-0.3, 0.5, 7)
+        now, _ = filter_target(now, (goal, ZERO), now.q_rad, 0.0, active, DT_S)
+        outside = np.where(upper, 1, -1) * (now.q_rad - soft)
+        assert (outside[been_in] < 1e-6).all(), "back in the margin"
+        been_in |= outside < -1e-3
+        farthest = np.maximum(farthest, outside)
+        if active is not limits:
+            active = active.narrowed(now, limits)
+            assert stop_fits(now, active.braking).all()
+        positions.append(now.q_rad)
+    assert been_in.all() and active is limits
+    assert (farthest <= 0.7 * np.abs(hard - soft) + 1e-6).all()
+    judge.see(np.array(positions)[:, None], DT_S * np.arange(-3, 3001), robot)
+    assert not judge.outside(), judge.worst  # of the robot's own limits, the velocity that falls towards the ends too
 
 
 def test_the_filter_is_pure_and_one_arm_is_a_batch_of_one() -> None:
