@@ -167,7 +167,7 @@ class Randomizer:
             position = np.array([index, 0.0, -2.0])
             if index < count:
                 position = _place(scene, data, place, floor < _ON_FLOOR)
-                position[2] += size[2]
+                position[2] += _half_height(int(model.geom_type[geom]), size)
             data.mocap_pos[mocap] = position
             data.mocap_quat[mocap] = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         return count
@@ -218,3 +218,13 @@ def _quaternion_turned(quaternion: Floats, turn_rad: Floats) -> Floats:
     mujoco.mju_axisAngle2Quat(turn, turn_rad / max(angle, 1e-9), angle)
     mujoco.mju_mulQuat(turned, quaternion, turn)
     return turned
+
+
+def _half_height(kind: int, size: Floats) -> float:
+    """Return how high above its ground the middle of a standing thing is, from MuJoCo's sizes of its kind."""
+    shapes = mujoco.mjtGeom
+    if kind == shapes.mjGEOM_SPHERE:
+        return float(size[0])
+    if kind == shapes.mjGEOM_CYLINDER:
+        return float(size[1])
+    return float(size[0] + size[1]) if kind == shapes.mjGEOM_CAPSULE else float(size[2])

@@ -33,6 +33,7 @@ class CameraRenderer:
         self._option.geomgroup[:] = [1, 1, 0, 0, 0, 0]  # 0, 1 drawn; 3 collision hulls
         self._option.sitegroup[:] = 0
         self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + 50)
+        self._headlight = bool(model.vis.headlight.active)
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         full = quality == "full"
@@ -49,7 +50,7 @@ class CameraRenderer:
         images = {}
         for index, name in enumerate(cameras):
             self._camera.fixedcamid = self._model.camera(name).id
-            if index == 0:
+            if index == 0 or self._headlight:  # which is where the camera is when the scene is made
                 everything = mujoco.mjtCatBit.mjCAT_ALL
                 mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, everything, self._scene)
             else:
@@ -73,6 +74,14 @@ class _Device:
         atexit.register(self._close)
 
     def make_current(self) -> None:
+        """Make the GL context this thread's; RuntimeError where it would hang or draw noise."""
+        if self.process != os.getpid():
+            raise RuntimeError(
+                "this process was forked from one that already renders, and its GL context does not survive a fork; "
+                "start workers with context='forkserver' or 'spawn'"
+            )
+        if self.thread != threading.get_ident():
+            raise RuntimeError("environments with images must all be made and stepped by one thread of a process")
         self._gl.make_current()
 
     def context(self, model: Any) -> Any:
@@ -108,17 +117,11 @@ _shared: _Device | None = None
 
 
 def _device() -> _Device:
-    """Return the process's device; RuntimeError after a fork or in a second thread, where GL hangs or draws noise."""
+    """Return the process's device; RuntimeError after a fork or in a second thread."""
     global _shared
     if _shared is None:
         _shared = _Device()
-    elif _shared.process != os.getpid():
-        raise RuntimeError(
-            "this process was forked from one that already renders, and its GL context does not survive a fork; "
-            "start workers with context='forkserver' or 'spawn'"
-        )
-    elif _shared.thread != threading.get_ident():
-        raise RuntimeError("environments with images must all be made and stepped by one thread of a process")
+    _shared.make_current()
     return _shared
 
 

@@ -122,6 +122,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self._latched = self._succeeds = False
         given = {"robots": robots, "controller": controller, "robosuite_options": robosuite_options}
         options = {key: value for key, value in given.items() if value is not None}
+        if render_quality != "lean":
+            options["render_quality"] = render_quality
         self.task_spec = self._spec(preset, action_mode if controller is None else "robosuite", names, options)
         low, high = (np.asarray(bound, np.float32) for bound in self.robosuite.action_spec)
         self.action_space = spaces.Box(low, high, dtype=np.float32)

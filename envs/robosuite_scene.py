@@ -126,13 +126,16 @@ def build(name: str, quality: str, random: EpisodeRandom, **options: Any) -> Any
     )
 
 
+_DRAWING = b"each camera has its own headlight"  # before, all had the first one's: other pictures, another scene
+
+
 def model_digest(env: Any, configs: list[dict[str, Any]]) -> str:
-    """Hash what decides the physics: the MJCF text without the places of its files, the controllers, robosuite."""
+    """Hash what decides physics and pictures: the MJCF without places of files, the controllers, robosuite, lights."""
     root = ElementTree.fromstring(env.model.get_xml())
     for element in root.iter():
         if "file" in element.attrib:
             element.set("file", Path(element.attrib["file"]).name)
-    text = ElementTree.tostring(root) + json.dumps(configs, sort_keys=True).encode()
+    text = ElementTree.tostring(root) + json.dumps(configs, sort_keys=True).encode() + _DRAWING
     return hashlib.sha256(text + metadata.version("robosuite").encode()).hexdigest()[:16]
 
 

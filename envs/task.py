@@ -343,6 +343,7 @@ class RobotEnv(gymnasium.Env[dict[str, Any], npt.NDArray[np.float32]]):
             image_size=self._image_size,
             scene_hash=self._scene_hash,
             randomization=self._randomization,
+            options=None if self._quality == "lean" else {"render_quality": self._quality},
         )
 
 

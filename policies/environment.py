@@ -40,6 +40,11 @@ def make_environment(name: str, **settings: Any) -> Any:
         near = difflib.get_close_matches(wanted, known, n=1)
         hint = f", did you mean {near[0]}?" if near else ""
         raise ValueError(f"no environment {wanted!r} (from env={name}){hint}; there are: {', '.join(known)}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        what = str(error).rpartition("argument ")[2]
+        raise ValueError(f"{wanted} has no setting {what}, such as randomisation or latency; leave it out") from error
 
 
 def randomization(axes: Sequence[str], strength: float) -> dict[str, Any]:

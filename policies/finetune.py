@@ -47,20 +47,20 @@ class Eyes(nn.Module):
     def forward(self, shown: Tensor) -> Tensor:
         """Return features (B, P, D) of frames as `prepare` gives them, with gradients."""
         with autocast(self.encoder.precision, self.encoder.device):
-            return backbone_features(self.encoder, self.model, shown)
+            return backbone_features(self.encoder, self.model, shown.to(self.encoder.device)).to(shown.device)
 
     def finished(self) -> Encoder:
         """Return the encoder with the weights as they are now, what LoRA has added merged into them."""
         encoder = copy.copy(self.encoder)
-        encoder.model = copy.deepcopy(self.model)
-        for module in encoder.model.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        encoder.model = copy.deepcopy(self.encoder.model)
+        encoder.model.load_state_dict(_merged(self.model))
         # Written and read, because hash, precision and copies of the weights are an encoder's own business.
         with tempfile.TemporaryDirectory() as folder:
             encoder.save(Path(folder))
             settings: dict[str, Any] = encoder.settings()
-            return load_encoder(folder, device=encoder.device, **settings)
+            found = load_encoder(folder, device=encoder.device, **settings)
+        found.name = self.encoder.name  # a random one that has learned is not the pretrained one
+        return found
 
 
 def trainable(encoder: Encoder) -> TotoEncoder | MAEEncoder:
@@ -116,6 +116,19 @@ class LowRank(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the changed matrix."""
         return weight + 2 * (self.up @ self.down)
+
+
+def _merged(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a model without low-rank additions: their sum in the place of each matrix.
+
+    Not by torch's remove_parametrizations: it takes the property off the class, which copies of the model share.
+    """
+    state = {key: value for key, value in model.state_dict().items() if ".parametrizations.weight." not in key}
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            merged: Any = module.weight
+            state[f"{name}.weight"] = merged.detach()
+    return state
 
 
 def _add_low_rank(block: nn.Module, rank: int, generator: torch.Generator) -> None:

@@ -57,7 +57,7 @@ class Policy:
         self._observer: Observer | None = None
         self._execution: ChunkExecution | None = None
         self._reset_rows = np.ones(1, dtype=bool)
-        self._generators = [torch.Generator()]  # of a head that draws its actions, one a row
+        self._generators = [torch.Generator().manual_seed(0)]  # of a head that draws its actions, one a row
 
     @property
     def control_rate_hz(self) -> float:
@@ -125,7 +125,8 @@ class Policy:
             self._execution_config.resolved(head.multimodal), batch, head.chunk_steps, head.action_dim
         )
         self._reset_rows = np.ones(batch, dtype=bool)
-        self._generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
+        if len(self._generators) != batch:  # else a reset may have given them their seeds already
+            self._generators = [torch.Generator().manual_seed(0) for _ in range(batch)]
 
 
 def _as_batch(observation: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class HeadProgram(nn.Module):
         super().__init__()
         self.head = parts.head.eval()
         self.draws = parts.head.noise_shape != (0,)
+        self.clips = parts.proprio.kind != "none"  # as `Normalizer.normalize`
         for name, normalizer in (("proprio", parts.proprio), ("action", parts.actions)):
             self._add(name, normalizer)
 
@@ -59,7 +60,9 @@ class HeadProgram(nn.Module):
         """Take the arrays of `head_arrays` in this order; return actions in the task's units (B, K, A)."""
         proprio, *rest = arrays
         noise = rest.pop(0) if self.draws else proprio.new_zeros(len(proprio), 0)
-        normal = ((proprio - self.proprio_offset) / self.proprio_scale).clamp(-CLIP, CLIP)
+        normal = (proprio - self.proprio_offset) / self.proprio_scale
+        if self.clips:
+            normal = normal.clamp(-CLIP, CLIP)
         tokens = dict(zip(self.head.sizes.cameras, rest, strict=True))
         chunk: Tensor = self.head.act(Inputs(normal, tokens), noise)
         return chunk * self.action_scale + self.action_offset

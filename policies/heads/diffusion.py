@@ -39,10 +39,10 @@ class DiffusionConfig:
             )
         if self.kernel % 2 == 0 or self.kernel < 1:
             raise ValueError(f"expected an odd diffusion.kernel, got {self.kernel}")
-        if self.width % _GROUPS or self.step_width % 2:
+        if self.width % _GROUPS or self.step_width % 2 or self.step_width < 4:
             raise ValueError(
-                f"expected diffusion.width in multiples of {_GROUPS} and an even step_width, got {self.width} and "
-                f"{self.step_width}"
+                f"expected diffusion.width in multiples of {_GROUPS} and an even step_width of at least 4, got "
+                f"{self.width} and {self.step_width}"
             )
 
 

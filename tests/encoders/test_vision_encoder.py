@@ -126,6 +126,19 @@ def test_mistakes_say_what_to_do(tmp_path: Path) -> None:
             load_encoder("hf", **arguments)  # type: ignore[arg-type]
 
 
+@torch.no_grad()
+def test_pixels_are_normalised_only_where_the_processor_says_so(tmp_path: Path) -> None:
+    model = save_hf(tmp_path)
+    write_processor(tmp_path, do_normalize=False)
+    images = frames(2, px=32)
+    plain = model((torch.as_tensor(images) / 255).permute(0, 3, 1, 2), output_hidden_states=True)
+    encoder = load_encoder("hf", path=tmp_path, layer=1, precision="fp32")
+    torch.testing.assert_close(encoder.encode(images), plain.hidden_states[1][:, 1:], rtol=1e-4, atol=1e-4)
+    write_processor(tmp_path, do_flip_channel_order=True)
+    with pytest.raises(ValueError, match="blue before red"):
+        load_encoder("hf", path=tmp_path)
+
+
 def test_patches_are_told_from_what_stands_before_them() -> None:
     hidden = torch.arange(17.0).view(1, 17, 1)
     assert patch_tokens(hidden, 16)[0, :, 0].tolist() == list(range(1, 17))

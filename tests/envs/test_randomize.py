@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -129,6 +130,20 @@ def test_distractors_touch_nothing_and_keep_off_the_cube(make: Make) -> None:
         for _ in range(20):
             one.step(np.full(7, 0.3))
     assert np.array_equal(env.data.qpos, plain.data.qpos)
+
+
+def test_things_stand_on_what_is_below_them(make: Make) -> None:
+    """MuJoCo's sizes mean another height for each shape; a mesh of its own says how low each reaches."""
+    env = make(obs_mode="proprio", randomize={"distractors": 1.0})
+    count = next(n for seed in range(20) if (n := env.reset(seed=seed)[1]["randomization"]["distractors"]) == 6)
+    model, below = env.scene.model, []
+    for index in range(count):
+        geom = int(model.body_geomadr[env.scene.bodies[f"distractor{index}"]])
+        size, kind = model.geom_size[geom], mujoco.mjtGeom(model.geom_type[geom]).name
+        half = {"mjGEOM_SPHERE": size[0], "mjGEOM_CYLINDER": size[1], "mjGEOM_CAPSULE": size[0] + size[1]}
+        below.append(env.data.mocap_pos[index][2] - half.get(kind, size[2]))
+    on_floor = np.abs(below) < 1e-9
+    assert len({round(float(height), 9) for height in np.array(below)[~on_floor]}) == 1  # the table's top
 
 
 def test_the_expert_still_succeeds(make: Make) -> None:

@@ -170,18 +170,27 @@ def test_fork_and_second_thread_are_refused_instead_of_hanging(make: Make) -> No
     caught: list[str] = []
 
     def draw() -> None:
-        try:
-            make(obs_mode="pixels", image_size=16).reset(seed=0)
-        except RuntimeError as error:
-            caught.append(str(error))
+        """With an environment of its own, and with one that has drawn before."""
+        for show in (lambda: make(obs_mode="pixels", image_size=16).reset(seed=0), env.observation):
+            try:
+                show()
+            except RuntimeError as error:
+                caught.append(str(error))
 
     thread = threading.Thread(target=draw)
     thread.start()
     thread.join()
-    assert "one thread" in caught[0]
+    assert len(caught) == 2 and all("one thread" in each for each in caught)
     child = os.fork()
     if child == 0:
         caught.clear()
         draw()
-        os._exit(0 if caught and "forkserver" in caught[0] else 1)
+        os._exit(0 if len(caught) == 2 and all("forkserver" in each for each in caught) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_full_pictures_are_asked_for_by_whoever_reads_the_specification(make: Make) -> None:
+    full = make(obs_mode="pixels", image_size=16, render_quality="full").task_spec
+    again = make(obs_mode="pixels", image_size=16, **(full.options or {})).task_spec
+    assert again.options == full.options == {"render_quality": "full"} and again.scene_hash == full.scene_hash
+    assert make(obs_mode="pixels", image_size=16).task_spec.options is None

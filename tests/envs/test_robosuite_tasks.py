@@ -449,6 +449,25 @@ def test_lean_and_full_move_alike(make: Make) -> None:
 
 
 @pytest.mark.render
+def test_a_camera_shows_the_same_whatever_is_drawn_before_it(make: Make) -> None:
+    """robosuite's scenes have a headlight, which is where the camera is."""
+    options = {"obs_mode": "pixels", "image_size": 48}
+    both, other, alone = (
+        make("Lift", cameras=names, **options) for names in (("front", "wrist"), ("wrist", "front"), ("wrist",))
+    )
+    seen = [env.reset(seed=3)[0]["pixels"] for env in (both, other, alone)]
+    for pixels in seen[1:]:
+        assert np.array_equal(pixels["wrist"], seen[0]["wrist"])
+    assert np.array_equal(seen[1]["front"], seen[0]["front"])
+
+
+@pytest.mark.render
+def test_the_quality_of_pictures_is_part_of_the_task(make: Make) -> None:
+    lean, full = (make("Lift", render_quality=quality).task_spec for quality in ("lean", "full"))
+    assert lean.options is None and full.options == {"render_quality": "full"}
+
+
+@pytest.mark.render
 def test_environments_in_one_process_show_their_own_pictures(make: Make) -> None:
     """Other tasks, sizes and cubes, hard resets, closed and collected neighbours: always the solo picture."""
     options: dict[str, Any] = {"obs_mode": "pixels", "image_size": 48}

@@ -103,6 +103,9 @@ def test_what_a_policy_draws_follows_from_the_seed_of_its_row(demos, toto, store
     other = drawn(1, 1, [9])[:, 0]
     assert np.abs(other[0] - together[0, 1]).max() > 1e-3
     np.testing.assert_array_equal(drawn(0, 3, [7, 8, 9]), together)
+    policy = load_policy(bundle)
+    policy.reset(seeds=[8])  # before anything was seen
+    np.testing.assert_allclose(policy.act(observation(store, 1, size=1))[0], together[0, 1], atol=1e-5)
 
 
 def test_actions_stay_inside_the_box(trained, store):

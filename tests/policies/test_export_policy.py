@@ -57,6 +57,21 @@ def test_the_exported_program_is_the_policy_from_pixels_to_actions(bundle, store
     assert "pixels_wrist" in (tmp_path / "EXPORT.md").read_text()
 
 
+def test_proprioception_that_is_left_as_it_is_is_not_clipped_in_the_program_either(demos, toto, store, tmp_path):
+    config = make_small(demos, replace(toto, context_frames=1), tmp_path)
+    bc = replace(config.bc, steps=10, proprio_normalizer="none")
+    bundle = train_bundle(replace(config, bc=bc), tmp_path / "run")
+    assert export(ExportConfig(policy=str(bundle)), tmp_path) == 0
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    proprio = 40 * store.read("observation.state", 7, 8)
+    pixels = {camera: store.read(f"observation.images.{camera}", 7, 8) for camera in store.cameras}
+    with torch.no_grad():
+        chunk = program(torch.from_numpy(proprio), *(torch.from_numpy(image) for image in pixels.values())).numpy()
+    policy = load_policy(bundle)
+    action = policy.act({"proprio": proprio, "pixels": pixels})
+    np.testing.assert_allclose(np.clip(chunk[:, 0], policy._low, policy._high), action, atol=1e-4)
+
+
 def test_a_head_with_history_and_noise_is_exported_from_features(drawing, store, tmp_path):
     assert export(ExportConfig(policy=str(drawing), out=str(tmp_path / "out"), batch=2), tmp_path) == 0
     facts = read_json(tmp_path / "out" / "export.json")

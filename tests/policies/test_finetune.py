@@ -1,5 +1,6 @@
 """Do the weights that should learn move, the others not, and does the finished encoder see what the trained one saw?"""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,25 @@ def test_the_finished_encoder_sees_what_the_trained_one_saw(encoders, name, mode
     torch.testing.assert_close(finished.encode(images()), after, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(encoder.encode(images()), before)  # the one that was given stays
     assert finished.fingerprint != encoder.fingerprint and finished.settings() == encoder.settings()
+
+
+@pytest.mark.parametrize("mode", ["full", "last_k", "lora"])
+def test_copies_of_what_learns_are_finished_too(encoders, mode):
+    """A training keeps a running average and the best of it: copies, finished one after the other."""
+    eyes = Eyes(open_encoder(encoders["toto"]), mode, blocks=1, rank=2, seed=0)
+    average = copy.deepcopy(eyes)
+    best = copy.deepcopy(average)
+    shown = torch.from_numpy(prepare(eyes.encoder, images()))
+    train_a_little(average, shown)
+    for each in (average, best, eyes):
+        expected = each(shown).detach()
+        torch.testing.assert_close(each.finished().encode(images()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_control_that_has_learned_keeps_its_name(encoders):
+    for name, like in (("random_vit", "mae"), ("random_toto", "toto")):
+        encoder = open_encoder(replace(encoders[like], name=name))
+        assert Eyes(encoder, "last_k", blocks=1, rank=2, seed=0).finished().name == name
 
 
 @pytest.mark.parametrize("name", ["toto", "mae"])

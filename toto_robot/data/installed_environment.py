@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 # What of a task specification an environment is made with.
-_SETTINGS = ("preset", "action_mode", "cameras", "image_size", "render_quality")
+_SETTINGS = ("preset", "action_mode", "cameras", "image_size")
 
 
 def settings_of(env: Mapping[str, Any]) -> dict[str, Any]:

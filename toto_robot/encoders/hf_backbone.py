@@ -131,8 +131,12 @@ def _published_pixels(source: str | Path, config: Mapping[str, Any], image_px: i
     size = size or config.get("image_size")
     if image_px is None and size is None:
         raise ValueError(f"{source} does not say which picture size it wants; give image_px")
+    if stored.get("do_flip_channel_order"):
+        raise ValueError(f"{source} wants blue before red; pictures are RGB here")
     mean, std = (tuple(stored.get(key) or other) for key, other in
                  (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)))  # fmt: skip
+    if not stored.get("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if abs(stored.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
         raise ValueError(f"{source} rescales pixels by {stored['rescale_factor']}; only 1/255 is known here")
     return Pixels(image_px=_side(size) if image_px is None else image_px, mean=mean, std=std)

@@ -35,7 +35,7 @@ class TimmBackbone:
             raise ValueError(f"timm does not hand out the embedding; encoder.layer must lie in 1..{self.depth}")
         found: dict[int, Tensor] = {}
         for normed in (False, True):  # the final norm belongs to the last layer only
-            wanted = [layer for layer in layers if (layer == self.depth) == normed]
+            wanted = sorted(layer for layer in layers if (layer == self.depth) == normed)  # timm's order
             if wanted:
                 maps = self._maps(pixels, wanted, normed)
                 found |= {layer: one.flatten(2).transpose(1, 2) for layer, one in zip(wanted, maps, strict=True)}
@@ -75,8 +75,9 @@ def load_timm(name: str, weights: str | Path | None, *, seed: int = 0, image_px:
         path = Path(weights)
         if path.suffix != ".safetensors" or not path.is_file():
             raise ValueError(f"expected the weights of {name} in a .safetensors file, got {path}")
-        stored = {key: value for key, value in load_file(path).items() if not key.startswith(_HEADS)}
-        check_fit(module.state_dict(), stored, str(path))
+        own = module.state_dict()  # of some models `head.norm` and `fc_norm` belong to the features
+        stored = {key: value for key, value in load_file(path).items() if key in own or not key.startswith(_HEADS)}
+        check_fit(own, stored, str(path))
         module.load_state_dict(stored)
     return TimmBackbone(module, name, pixels)
 
