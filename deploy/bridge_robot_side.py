@@ -90,6 +90,11 @@ class RemotePolicy(InferenceProcess):
         """Say whether the link stands."""
         return self.end is not None and self.end.alive()
 
+    def why_dead(self) -> str:
+        """Say how the link has ended."""
+        told = self.end.error if self.end is not None else ""
+        return f"the link to the policy's computer has ended: {told or 'it hung up'}"
+
     def wait_ready(self, timeout_s: float = 0.0) -> dict[str, float]:
         """Return what a step costs on the other computer, measured before it connected."""
         return dict(self._hello.policy_ms)

@@ -108,6 +108,10 @@ class InferenceProcess:
         """Say whether the process runs."""
         return self.process is not None and self.process.is_alive()
 
+    def why_dead(self) -> str:
+        """Say what has happened where it is not alive."""
+        return "the inference process has died"
+
     def wait_ready(self, timeout_s: float = 300.0) -> dict[str, float]:
         """Wait until the policy is loaded and has been timed; RuntimeError if it fails to."""
         from toto_robot.run_folder import read_json

@@ -186,7 +186,7 @@ class Session:
 
     def _dead(self) -> str:
         if not self.inference.alive():
-            return "the inference process has died"
+            return self.inference.why_dead()
         if self.control is None or not self.control.is_alive():
             told = self.folder / ERROR_FILE
             return told.read_text() if told.exists() else "the control process has died"

@@ -127,6 +127,9 @@ def parse_hello(body: bytes) -> Hello:
     kinds |= {"task": dict, "policy_ms": dict}
     if set(found) != set(kinds) or any(not isinstance(found[name], kind) for name, kind in kinds.items()):
         raise WireError(f"the first message is no greeting of a policy's computer: {sorted(found)[:8]}")
+    costs = found["policy_ms"]
+    if not {"p10_ms", "p50_ms", "p99_ms"} <= set(costs) or not all(type(ms) in (int, float) for ms in costs.values()):
+        raise WireError(f"what a step of the policy costs is p10_ms, p50_ms and p99_ms, got {sorted(costs)[:8]}")
     if not all(isinstance(name, str) and name.isidentifier() for name in found["cameras"]):
         raise WireError("a camera's name must be a word")
     return Hello(**{**found, "cameras": tuple(found["cameras"])})

@@ -42,6 +42,9 @@ class Workers:
         except (WireError, RuntimeError) as error:
             if not self._ended.is_set():
                 self.error = str(error)
+        except Exception as error:  # whatever it is, the other threads must not go on without this one
+            self.error = self.error or f"{type(error).__name__}: {error}"
+            raise
         finally:
             self._ended.set()
             self._channel.close()

@@ -6,10 +6,12 @@ missed: a burst of ticks to catch up would command motions of the past.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 _SET_PARENT_DEATH_SIGNAL, _SET_TIMER_SLACK = 1, 29  # linux/prctl.h
 
@@ -58,3 +60,14 @@ def raise_priority(priority: int) -> None:
             f"no permission for real-time priority {priority}: add '@realtime - rtprio 99' to "
             "/etc/security/limits.conf and your user to the group realtime, log in anew; or set realtime_priority=0"
         ) from error
+
+
+@contextlib.contextmanager
+def ordinary_scheduling() -> Iterator[None]:
+    """Run as any thread does, so that what is started inside does not inherit this one's priority."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.drivers.base import RobotDriver
-from deploy.realtime.clock import die_with_parent, raise_priority, sharpen_timer
+from deploy.realtime.clock import die_with_parent, sharpen_timer
 from deploy.realtime.config import ControlConfig
 from deploy.realtime.loop import Controller
 from deploy.realtime.records import REPORT_FILE, Machine
@@ -56,8 +56,6 @@ def run_control(
         with driver:
             controller = Controller(config, folder, driver, grasp_point)
             controller.quit = bool(asked)
-            if config.realtime_priority:
-                raise_priority(config.realtime_priority)  # after the threads of the log: they would inherit it
             controller.run()
     except Exception as failure:
         error = f"{type(failure).__name__}: {failure}"

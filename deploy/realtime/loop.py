@@ -16,7 +16,7 @@ import numpy as np
 
 from deploy.drivers.base import ConnectionLost, DriverError, Mode, RobotDriver, RobotState
 from deploy.realtime.braking import Motion
-from deploy.realtime.clock import Ticker
+from deploy.realtime.clock import Ticker, ordinary_scheduling, raise_priority
 from deploy.realtime.config import ControlConfig
 from deploy.realtime.gripper import GripperWorker
 from deploy.realtime.interpolate import ChunkFollower, Wish
@@ -72,6 +72,12 @@ class Controller:
     def run(self) -> None:
         """Tick until asked to quit and at rest."""
         self._attach_gripper()
+        if self.config.realtime_priority:  # after the threads of the log and the hand, which would inherit it
+            try:
+                raise_priority(self.config.realtime_priority)
+            except PermissionError:
+                self._leave()
+                raise
         gc.collect()
         gc.freeze()
         gc.disable()  # a collection takes milliseconds
@@ -152,7 +158,8 @@ class Controller:
             elif done is Do.CONNECT:
                 self._detach_gripper()
                 self.driver.connect()
-                self._attach_gripper()
+                with ordinary_scheduling():
+                    self._attach_gripper()
         except DriverError as error:
             again = done is Do.CONNECT and not isinstance(error, ConnectionLost)
             self._fail(ConnectionLost(str(error)) if again else error, now_s)

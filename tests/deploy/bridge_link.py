@@ -28,7 +28,9 @@ PATIENCE_S = 60.0
 AHEAD_S = 5000.0  # of the policy's computer's clock
 HASH = "0123456789abcdef"
 HEIGHT, WIDTH, SIZE = 24, 32, 16
-HELLO = make_hello(HASH, {"image_size": SIZE, "env_id": "any"}, ("front",), {"p50_ms": 1.0})
+HELLO = make_hello(
+    HASH, {"image_size": SIZE, "env_id": "any"}, ("front",), {"p10_ms": 0.9, "p50_ms": 1.0, "p99_ms": 2.0}
+)
 
 
 def elsewhere() -> float:

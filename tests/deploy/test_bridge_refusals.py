@@ -102,6 +102,7 @@ def message(kind: int, body: bytes, length: int | None = None, magic: bytes = b"
         message(Kind.HELLO, b"[1, 2]"),
         message(Kind.HELLO, b"{}"),
         message(Kind.HELLO, hello_body(HELLO).replace(b'"front"', b'"../../etc"')),
+        message(Kind.HELLO, hello_body(HELLO).replace(b"p99_ms", b"p98_ms")),
         message(Kind.CHUNK, bytes(CHUNK.itemsize)),  # before the greeting
         message(Kind.FRAME, bytes(100)),
         message(Kind.HELLO, b"half")[:-2],
