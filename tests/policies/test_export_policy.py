@@ -39,18 +39,23 @@ def drawing(tmp_path_factory, demos, toto):
     )
 
 
-def test_the_exported_program_is_the_policy_from_pixels_to_actions(bundle, store, tmp_path, capsys):
-    assert export(ExportConfig(policy=str(bundle)), tmp_path) == 0
-    assert "differ by at most" in capsys.readouterr().out
-    program = torch.export.load(tmp_path / "policy.pt2").module()
-    proprio = store.read("observation.state", 7, 8)
+def answers_alike(file, bundle, store, far_out=1):
+    """Compare an exported program with the policy on a recorded frame; return what the program answers."""
+    program = torch.export.load(file).module()
+    proprio = far_out * store.read("observation.state", 7, 8)
     pixels = {camera: store.read(f"observation.images.{camera}", 7, 8) for camera in store.cameras}
     with torch.no_grad():
         chunk = program(torch.from_numpy(proprio), *(torch.from_numpy(image) for image in pixels.values())).numpy()
     policy = load_policy(bundle)
     action = policy.act({"proprio": proprio, "pixels": pixels})
     np.testing.assert_allclose(np.clip(chunk[:, 0], policy._low, policy._high), action, atol=1e-4)
-    assert chunk.shape == (1, 3, 7)
+    return chunk
+
+
+def test_the_exported_program_is_the_policy_from_pixels_to_actions(bundle, store, tmp_path, capsys):
+    assert export(ExportConfig(policy=str(bundle)), tmp_path) == 0
+    assert "differ by at most" in capsys.readouterr().out
+    assert answers_alike(tmp_path / "policy.pt2", bundle, store).shape == (1, 3, 7)
     facts = read_json(tmp_path / "export.json")
     assert [array["name"] for array in facts["inputs"]] == ["proprio", "pixels_front", "pixels_wrist"]
     assert 0 <= facts["largest_difference"] < 1e-3 and facts["output"]["shape"] == [1, 3, 7]
@@ -62,14 +67,7 @@ def test_proprioception_that_is_left_as_it_is_is_not_clipped_in_the_program_eith
     bc = replace(config.bc, steps=10, proprio_normalizer="none")
     bundle = train_bundle(replace(config, bc=bc), tmp_path / "run")
     assert export(ExportConfig(policy=str(bundle)), tmp_path) == 0
-    program = torch.export.load(tmp_path / "policy.pt2").module()
-    proprio = 40 * store.read("observation.state", 7, 8)
-    pixels = {camera: store.read(f"observation.images.{camera}", 7, 8) for camera in store.cameras}
-    with torch.no_grad():
-        chunk = program(torch.from_numpy(proprio), *(torch.from_numpy(image) for image in pixels.values())).numpy()
-    policy = load_policy(bundle)
-    action = policy.act({"proprio": proprio, "pixels": pixels})
-    np.testing.assert_allclose(np.clip(chunk[:, 0], policy._low, policy._high), action, atol=1e-4)
+    answers_alike(tmp_path / "policy.pt2", bundle, store, far_out=40)
 
 
 def test_a_head_with_history_and_noise_is_exported_from_features(drawing, store, tmp_path):
