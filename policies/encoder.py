@@ -26,9 +26,7 @@ class EncoderConfig:
 
     name: str = "toto"  # toto, mae, random_vit, random_toto, dvae, vqgan, hf, timm, none or state
     path: str | None = None  # folder or packaged name, or the model of hf or timm; null: toto-small-sim, mae-small-sim
-    layer: str | None = (
-        None  # mid, last, a number, several as 0+mid, or auto (probed); null: mid of Toto and MAE, else last
-    )
+    layer: str | None = None  # mid, last, a number, several as 0+mid, or auto (probed); null: mid, of hf and timm last
     context_frames: int | None = 1  # frames a Toto stream looks back on, 1: each alone; null: all it was trained with
     streaming: str | None = None  # how Toto goes on beyond them: ring (default), reset, staggered or recompute
     image_px: int | None = None  # size of the picture that dvae, vqgan, hf and timm see; null is their own
