@@ -60,7 +60,7 @@ def encoder_there(config: EncoderConfig, settings: Mapping[str, Any]) -> str | N
     """
     if config.precision == "auto":
         config = replace(config, precision=str(settings.get("precision", "auto")))
-    if config.layer == "auto":
+    if config.layer == "auto" and "layer" in settings:  # a blind encoder has none
         config = replace(config, layer=str(settings["layer"]))
     folder = config.folder
     files = [path for path in folder.rglob("*") if path.is_file()] if folder is not None and folder.is_dir() else []

@@ -125,7 +125,7 @@ class CaptureProcess:
 
 def _main(settings: CaptureSettings, path: Path, parent: int) -> None:
     asked = []
-    # A terminal's Ctrl-C, Ctrl-\\, Ctrl-Z and hang-up are for the process that started it.
+    # A terminal's Ctrl-C, Ctrl-\, Ctrl-Z and hang-up are for the process that started it.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
